@@ -121,7 +121,7 @@ def _model(
     hidden: Sequence[int],
 ) -> onnx.ModelProto:
     inputs = [helper.make_tensor_value_info("tokens", TensorProto.INT64, ["seq_length", "batch_size"])]
-    logits_shape = ["seq_length", "batch_size", vocabulary]
+    logits_shape: list[str | int | None] = ["seq_length", "batch_size", vocabulary]
     outputs = [helper.make_tensor_value_info("logits", TensorProto.FLOAT, logits_shape)]
     pairs = _carried_pairs(len(hidden))
     widths = [width for width in hidden for _ in "hc"]
