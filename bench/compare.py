@@ -1,0 +1,52 @@
+"""The bench stage, from file names to rows: what the command and a script call alike."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .measure import Progress, measure
+from .plan import BenchPlan, Effort, check_device, choose_models, plan_bench, read_models
+from .report import Row, build_rows
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BenchResult:
+    """What was measured, on which machine, and what follows from it."""
+
+    machine: dict[str, Any]
+    rows: tuple[Row, ...]
+
+
+def plan_comparison(
+    models: Sequence[Path],
+    *,
+    baseline: Path | None,
+    device: str,
+    steps: Sequence[int],
+    batches: Sequence[int],
+    threads: Sequence[int],
+    effort: Effort,
+) -> BenchPlan:
+    """Read the models and decide what to measure; nothing runs yet.
+
+    Raises:
+        ModelFileError: a file is missing or is not an ONNX model.
+        BenchError: the device is unknown, or the models cannot be compared.
+    """
+    check_device(device)
+    read = read_models(choose_models(models, baseline))
+    return plan_bench(read, device=device, steps=steps, batches=batches, threads=threads, effort=effort)
+
+
+def run_comparison(plan: BenchPlan, progress: Progress) -> BenchResult:
+    """Measure a plan and derive its statistics.
+
+    Raises:
+        ModelFileError: ONNX Runtime does not load a model.
+        BenchError: a model fails on its inputs, a worker dies, or this Python runs under emulation.
+    """
+    measurement = measure(plan, progress)
+    return BenchResult(machine=measurement.machine, rows=tuple(build_rows(measurement)))

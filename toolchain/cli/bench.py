@@ -1,0 +1,140 @@
+"""`toolchain bench`: measure models in ONNX Runtime against a baseline."""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import click
+
+FILE = click.Path(path_type=Path)
+
+
+def _whole_numbers(ctx: click.Context, param: click.Parameter, value: str) -> tuple[int, ...]:
+    """Read a comma-separated list of whole numbers, each at least 1; repetitions are dropped."""
+    try:
+        numbers = tuple(dict.fromkeys(int(part) for part in value.split(",")))
+    except ValueError as error:
+        raise click.BadParameter(
+            f"{value!r} is not a list of whole numbers such as 1,35.", ctx, param
+        ) from error
+    if min(numbers) < 1:
+        raise click.BadParameter(f"{min(numbers)} is out of range; expected at least 1.", ctx, param)
+    return numbers
+
+
+@click.command()
+@click.argument("models", nargs=-1, metavar="[MODEL]...", type=FILE)
+@click.option("--baseline", type=FILE, help="What the speedup is over.  [default: see below]")
+@click.option("--device", default="cpu", show_default=True, help="Where to measure: `cpu` is this machine.")
+@click.option(
+    "--steps",
+    default="1,35",
+    show_default=True,
+    metavar="N[,N…]",
+    callback=_whole_numbers,
+    help="Sequence lengths.",
+)
+@click.option(
+    "--batch",
+    default="1",
+    show_default=True,
+    metavar="N[,N…]",
+    callback=_whole_numbers,
+    help="Sequences at once.",
+)
+@click.option(
+    "--threads",
+    default="1",
+    show_default=True,
+    metavar="N[,N…]",
+    callback=_whole_numbers,
+    help="Threads per model.",
+)
+@click.option(
+    "--processes", default=8, show_default=True, type=click.IntRange(2, 1000), help="Fresh processes per row."
+)
+@click.option(
+    "--seconds", default=4.0, show_default=True, type=click.FloatRange(0.1, 3600), help="Time per row, about."
+)
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0), help="Of inputs and order.")
+@click.option("--json", "json_path", type=FILE, help="Write rows, raw samples and machine to this file.")
+@click.option("--csv", "csv_path", type=FILE, help="Write rows to this file.")
+def bench(
+    models: tuple[Path, ...],
+    baseline: Path | None,
+    device: str,
+    steps: tuple[int, ...],
+    batch: tuple[int, ...],
+    threads: tuple[int, ...],
+    processes: int,
+    seconds: float,
+    seed: int,
+    json_path: Path | None,
+    csv_path: Path | None,
+) -> None:
+    """Measure MODELs in ONNX Runtime, in turns, against a baseline.
+
+    Without MODEL: model.shrunk.onnx against model.onnx, both in this folder. Without --baseline,
+    x.shrunk.onnx is compared with x.onnx beside it if there is one, else everything with the first MODEL.
+
+    Dynamic axes take their length from --steps and --batch; a length that the file fixes stays as it is. With
+    one step, the state that a model declares as carried is fed back from call to call.
+    """
+    compare = importlib.import_module("toolchain.bench.compare")
+    plans = importlib.import_module("toolchain.bench.plan")
+    report = importlib.import_module("toolchain.bench.report")
+    table = importlib.import_module("toolchain.bench.table")
+    for path in (json_path, csv_path):
+        if path is not None:
+            report.check_writable(path)
+    plan = compare.plan_comparison(
+        models,
+        baseline=baseline,
+        device=device,
+        steps=steps,
+        batches=batch,
+        threads=threads,
+        effort=plans.Effort(processes=processes, seconds=seconds, seed=seed),
+    )
+    _warn_about_cpus(max(threads))
+    with _progress_bar() as progress:
+        result = compare.run_comparison(plan, progress)
+    from rich.console import Console
+
+    table.print_report(Console(), result.rows)
+    if json_path is not None:
+        report.write_json(json_path, result.machine, result.rows)
+    if csv_path is not None:
+        report.write_csv(csv_path, result.rows)
+
+
+def _warn_about_cpus(threads: int) -> None:
+    """Warn when the threads, or the programs that already run, need more CPUs than there are."""
+    cpus = len(importlib.import_module("toolchain.bench.runner").allowed_cpus())
+    if threads > cpus:
+        click.echo(
+            f"warning: {threads} threads on {cpus} CPUs wait for each other. Use --threads {cpus}.", err=True
+        )
+    if hasattr(os, "getloadavg") and os.getloadavg()[0] > cpus - 0.5:
+        load = f"warning: {os.getloadavg()[0]:.1f} CPUs of {cpus} are busy with other programs."
+        click.echo(f"{load} Intervals will be wide; close them, or wait.", err=True)
+
+
+@contextmanager
+def _progress_bar() -> Iterator[Callable[[int, int, str], None]]:
+    """Show progress on stderr. It is drawn between replicates only, so as not to disturb the measurement."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn("measuring"), BarColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True, auto_refresh=False) as bar:
+        task = bar.add_task("")
+
+        def progress(done: int, total: int, what: str) -> None:
+            bar.update(task, completed=done, total=total, description=what, refresh=True)
+
+        yield progress
