@@ -1,0 +1,294 @@
+"""Which tensors share a neuron: the axes that must be scaled, gated or cut together.
+
+Every recurrent module has two *sites*: "rnn.0.input", the neurons it reads, and "rnn.0.hidden", the neurons
+it writes. A model says what lies around its recurrent modules by `neuron_links()`, a tuple of `NeuronLink`:
+
+    def neuron_links(self) -> tuple[NeuronLink, ...]:
+        first = NeuronLink(
+            module="rnn.0", writers=(("embedding.weight", 1),), readers=(("rnn.1.weight_ih_l0", 1),)
+        )
+        return (first, NeuronLink(module="rnn.1", readers=(("decoder.weight", 1),)))
+
+Between a site and the tensors it names there may only be operations that act on each neuron by itself and map
+0 to 0 (dropout, scaling, reshaping of the other axes). Two sites that index the same tensor along the same
+axis are one `NeuronSet`: rnn.1's inputs are rnn.0's neurons, and if `decoder.weight is embedding.weight` the
+embedding's neurons are rnn.1's. A set has one gate per neuron; a neuron lives for all its sites or for none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Protocol, runtime_checkable
+
+from torch import Tensor, nn
+
+from toolchain.errors import TrainingError
+
+NUM_GATES = {"LSTM": 4, "GRU": 3, "RNN_TANH": 1, "RNN_RELU": 1}
+Place = tuple[str, int]  # (parameter name, axis)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NeuronLink:
+    """What writes the neurons that a recurrent module reads, and what reads the neurons that it writes.
+
+    Attributes:
+        module: dotted name of a recurrent module, such as "rnn.0".
+        writers: (parameter, axis) whose index along the axis is an input neuron of the module.
+        readers: (parameter, axis) of matrices that multiply the module's output neurons.
+        reader_biases: the bias added to each reader's product, or None, in the order of `readers`. Left
+            empty, it is found by PyTorch's naming: "decoder.bias" for "decoder.weight", "rnn.1.bias_ih_l0"
+            for "rnn.1.weight_ih_l0", none if there is no such parameter.
+    """
+
+    module: str
+    writers: tuple[Place, ...] = ()
+    readers: tuple[Place, ...] = ()
+    reader_biases: tuple[str | None, ...] = ()
+
+
+@runtime_checkable
+class LinkedModel(Protocol):
+    """A model that says which tensors its recurrent modules' neurons touch."""
+
+    def neuron_links(self) -> tuple[NeuronLink, ...]:
+        """Return one link per recurrent module."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NeuronAxis:
+    """One axis of one parameter, indexed by a set's neurons: `blocks` stacked runs of `size` indices."""
+
+    parameter: str
+    axis: int
+    blocks: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NeuronReader:
+    """A matrix that multiplies the activations of one site, whose neurons it indexes along `axis`."""
+
+    parameter: str
+    axis: int
+    bias: str | None
+    site: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NeuronSet:
+    """Neurons that live and die together.
+
+    Attributes:
+        name: the first of `sites`.
+        sites: every "<module>.input" and "<module>.hidden" whose neurons these are, hidden ones first.
+        size: number of neurons.
+        axes: everything that a neuron indexes, under every name it has.
+        readers: the linear readers among `axes`.
+        gate: the module that gates the neurons, a `HardConcrete`; None in a model without gates.
+    """
+
+    name: str
+    sites: tuple[str, ...]
+    size: int
+    axes: tuple[NeuronAxis, ...]
+    readers: tuple[NeuronReader, ...]
+    gate: str | None
+
+
+def recurrent_modules(model: nn.Module) -> Iterator[tuple[str, nn.RNNBase]]:
+    """Yield every recurrent module once, under its first dotted name ("" for the model itself)."""
+    for name, module in model.named_modules():
+        if isinstance(module, nn.RNNBase):
+            yield name, module
+
+
+def parameter_name(module: str, parameter: str) -> str:
+    """Return the dotted name of a module's parameter; the model's own module is ""."""
+    return f"{module}.{parameter}" if module else parameter
+
+
+def links_of(model: nn.Module) -> dict[str, NeuronLink]:
+    """Return the model's links by module name; empty if it has none.
+
+    Raises:
+        TrainingError: a link names something that is not there, or sizes disagree.
+    """
+    if not isinstance(model, LinkedModel):
+        return {}
+    links = {link.module: link for link in model.neuron_links()}
+    modules, parameters = dict(recurrent_modules(model)), all_parameters(model)
+    for name, link in links.items():
+        if name not in modules:
+            raise TrainingError(
+                f"neuron link {name!r}: no such recurrent module; expected one of {sorted(modules)}. "
+                "Correct neuron_links()."
+            )
+        for place in link.writers:
+            _check_place(parameters, name, place, modules[name].input_size)
+        for place in link.readers:
+            _check_place(parameters, name, place, output_size(modules[name]))
+        if link.reader_biases and len(link.reader_biases) != len(link.readers):
+            raise TrainingError(
+                f"neuron link {name!r}: {len(link.reader_biases)} reader_biases for {len(link.readers)} "
+                "readers; expected one each, or none at all. Correct neuron_links()."
+            )
+    return links
+
+
+def fed_by(model: nn.Module) -> dict[str, str]:
+    """Return, for each recurrent module that reads another one's neurons, that other module's name."""
+    parameters = all_parameters(model)
+    reader_of = {
+        id(parameters[parameter]): name
+        for name, link in links_of(model).items()
+        for parameter, _ in link.readers
+    }
+    return {
+        name: reader_of[id(module.weight_ih_l0)]
+        for name, module in recurrent_modules(model)
+        if id(module.weight_ih_l0) in reader_of
+    }
+
+
+def all_parameters(model: nn.Module) -> dict[str, Tensor]:
+    """Return every parameter under every name it has: a tied tensor appears more than once."""
+    return dict(model.named_parameters(remove_duplicate=False))
+
+
+def output_size(module: nn.RNNBase) -> int:
+    """Return the width of Y: `num_directions * hidden_size`."""
+    return module.hidden_size * (2 if module.bidirectional else 1)
+
+
+def tied_sites(model: nn.Module) -> tuple[tuple[str, ...], ...]:
+    """Group the sites that share neurons: by a link, or by one tensor that both index.
+
+    Returns:
+        Groups in the order of the model's modules; within a group hidden sites come first.
+    """
+    parameters, links = all_parameters(model), links_of(model)
+    groups: list[tuple[list[str], set[tuple[int, int]]]] = []
+    for name, _ in recurrent_modules(model):
+        link = links.get(name, NeuronLink(module=name))
+        input_places = ((parameter_name(name, "weight_ih_l0"), 1), *link.writers)
+        for site, places in (("input", input_places), ("hidden", link.readers)):
+            keys = {(id(parameters[parameter]), axis) for parameter, axis in places}
+            sites = [parameter_name(name, site)]
+            touching = [group for group in groups if group[1] & keys]
+            for group in touching:
+                groups.remove(group)
+                sites, keys = group[0] + sites, keys | group[1]
+            groups.append((sites, keys))
+    return tuple(tuple(sorted(sites, key=lambda s: s.endswith("input"))) for sites, _ in groups)
+
+
+def neuron_sets(model: nn.Module) -> tuple[NeuronSet, ...]:
+    """Return every set of neurons that must be cut together, for a gated or a plain model.
+
+    Raises:
+        TrainingError: the model has no `neuron_links`, or a recurrent module is stacked or bidirectional.
+    """
+    links = links_of(model)
+    if not links:
+        raise TrainingError(
+            f"{type(model).__name__}: no neuron_links(), so what reads its neurons is unknown; expected a "
+            "NeuronLink for each recurrent module. Define neuron_links(), or leave the model uncut."
+        )
+    for name, module in recurrent_modules(model):
+        if module.num_layers != 1 or module.bidirectional:
+            raise TrainingError(
+                f"module {name!r}: has {module.num_layers} layers and bidirectional={module.bidirectional}; "
+                "expected one layer in one direction. Stack single-layer modules in an nn.ModuleList."
+            )
+    return tuple(_neuron_set(model, links, sites) for sites in tied_sites(model))
+
+
+def split_site(site: str) -> tuple[str, str]:
+    """Split "<module>.input" into the module's name and "input"; likewise for "hidden"."""
+    module, _, kind = site.rpartition(".")
+    return module, kind
+
+
+def writer_tensors(model: nn.Module, neurons: NeuronSet) -> set[int]:
+    """Return the `id` of every tensor that writes the input neurons of one of the set's sites."""
+    parameters, links = all_parameters(model), links_of(model)
+    inputs = [module for module, kind in map(split_site, neurons.sites) if kind == "input"]
+    return {id(parameters[place[0]]) for name in inputs if name in links for place in links[name].writers}
+
+
+def _neuron_set(model: nn.Module, links: dict[str, NeuronLink], sites: tuple[str, ...]) -> NeuronSet:
+    parameters, sources = all_parameters(model), fed_by(model)
+    axes: list[NeuronAxis] = []
+    readers: list[NeuronReader] = []
+    for site in sites:
+        name, kind = split_site(site)
+        link = links.get(name, NeuronLink(module=name))
+        axes += _site_axes(model, name, kind, link)
+        if kind == "hidden":
+            R = NeuronLink(module=name, readers=((parameter_name(name, "weight_hh_l0"), 1),))
+            readers += [*_readers(R, site, parameters), *_readers(link, site, parameters)]
+        elif name not in sources:
+            W = NeuronLink(module=name, readers=((parameter_name(name, "weight_ih_l0"), 1),))
+            readers += _readers(W, site, parameters)
+    log_alphas = [axis.parameter for axis in axes if axis.parameter.endswith(".log_alpha")]
+    first = axes[0]
+    return NeuronSet(
+        name=sites[0],
+        sites=sites,
+        size=parameters[first.parameter].shape[first.axis] // first.blocks,
+        axes=tuple(dict.fromkeys(_with_aliases(axes, parameters))),
+        readers=tuple(readers),
+        gate=log_alphas[0].rpartition(".")[0] if log_alphas else None,
+    )
+
+
+def _site_axes(model: nn.Module, name: str, kind: str, link: NeuronLink) -> list[NeuronAxis]:
+    """Return what the neurons of one site index, links included."""
+    module = model.get_submodule(name)
+    blocks = NUM_GATES[str(module.mode)]
+    if kind == "input":
+        places = [("weight_ih_l0", 1, 1), ("input_gate.log_alpha", 0, 1)]
+    else:
+        places = [(own, 0, blocks) for own in ("weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0")]
+        places += [("weight_hh_l0", 1, 1), ("hidden_gates.0.log_alpha", 0, 1)]
+    present = dict(module.named_parameters(remove_duplicate=False))
+    axes = [
+        NeuronAxis(parameter=parameter_name(name, own), axis=axis, blocks=count)
+        for own, axis, count in places
+        if own in present
+    ]
+    outside = link.writers if kind == "input" else link.readers
+    return axes + [NeuronAxis(parameter=parameter, axis=axis) for parameter, axis in outside]
+
+
+def _readers(link: NeuronLink, site: str, parameters: dict[str, Tensor]) -> list[NeuronReader]:
+    biases = link.reader_biases or tuple(_usual_bias(parameter, parameters) for parameter, _ in link.readers)
+    return [
+        NeuronReader(parameter=parameter, axis=axis, bias=bias, site=site)
+        for (parameter, axis), bias in zip(link.readers, biases, strict=True)
+    ]
+
+
+def _usual_bias(weight: str, parameters: dict[str, Tensor]) -> str | None:
+    module, _, own = weight.rpartition(".")
+    bias = parameter_name(module, own.replace("weight", "bias", 1))
+    return bias if bias != weight and bias in parameters else None
+
+
+def _with_aliases(axes: list[NeuronAxis], parameters: dict[str, Tensor]) -> Iterator[NeuronAxis]:
+    for axis in axes:
+        for name, parameter in parameters.items():
+            if parameter is parameters[axis.parameter]:
+                yield replace(axis, parameter=name)
+
+
+def _check_place(parameters: dict[str, Tensor], module: str, place: Place, size: int) -> None:
+    parameter, axis = place
+    found = parameters.get(parameter)
+    if found is None or not 0 <= axis < found.dim() or found.shape[axis] != size:
+        actual = "no such parameter" if found is None else f"shape {list(found.shape)}"
+        raise TrainingError(
+            f"neuron link {module!r}: {parameter} has {actual}; expected {size} neurons along axis {axis}. "
+            "Correct neuron_links()."
+        )
