@@ -1,0 +1,67 @@
+"""The command line: parses, prints and exits; everything else is done by typed functions.
+
+Exit codes: 0 done, 1 a `ToolchainError`, 2 wrong usage (click), 3 nothing to shrink.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+
+import click
+
+from toolchain import __version__
+from toolchain.errors import ToolchainError
+
+# Command -> where it lives. Loaded when called, so `toolchain --help` imports neither torch nor pandas.
+_COMMANDS = {
+    "train": ("toolchain.cli.train:train", "Learn in PyTorch which neurons are needed; write model.onnx."),
+    "shrink": ("toolchain.cli.shrink:shrink", "Rewrite an ONNX model with smaller recurrent tensors."),
+    "bench": ("toolchain.cli.bench:bench", "Measure models in ONNX Runtime against a baseline."),
+}
+
+
+class LazyGroup(click.Group):
+    """A click group whose commands are imported when they are first needed."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the command names in the order of the data flow."""
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import and return one command, or None when there is no such command."""
+        if cmd_name not in _COMMANDS:
+            return None
+        module, _, attribute = _COMMANDS[cmd_name][0].partition(":")
+        command: click.Command = getattr(importlib.import_module(module), attribute)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """List the commands with their one-line help, importing none of them."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in _COMMANDS.items()])
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="toolchain")
+def cli() -> None:
+    """Make recurrent networks (LSTM, GRU, RNN) small and fast where they are deployed.
+
+    \b
+    toolchain train                  -> model.onnx
+    toolchain shrink model.onnx      -> model.shrunk.onnx, proven equal to model.onnx
+    toolchain bench --device cpu     -> model.shrunk.onnx against model.onnx
+    """
+
+
+def main() -> None:
+    """Run the command line; one clear line on stderr instead of a traceback for every expected error."""
+    try:
+        cli()
+    except ToolchainError as error:
+        click.echo(f"error: {error}", err=True)
+        sys.exit(1)
+    except BrokenPipeError:  # `toolchain … | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
