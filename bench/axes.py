@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import onnx
 
 TIME, BATCH = "time", "batch"
+REST = "rest"  # stands for the axes that a Reshape mixes, however many they are; always last
 Label = str | int | None  # TIME, BATCH, a known length, or unknown
 Labels = tuple[Label, ...]
 Dimension = int | str | None  # static, symbolic, nameless
@@ -63,14 +64,14 @@ def trace_axes(graph: onnx.GraphProto) -> dict[str, Trace]:
     """Return what recurrent nodes and embedding tables demand of each graph input that they reach."""
     producers = {output: node for node in nodes_of(graph) for output in node.output if output}
     constants = constants_of(graph)
-    names = {value.name for value in graph.input}
+    ranks = {value.name: len(value.type.tensor_type.shape.dim) for value in graph.input}
     found: dict[str, Trace] = {}
     pending = list(_first_claims(graph, constants))
     seen = set(pending)
     while pending:
         claim = pending.pop(0)
-        if claim.value in names:
-            found[claim.value] = _merge(found.get(claim.value), claim)
+        if claim.value in ranks:
+            found[claim.value] = _merge(found.get(claim.value, Trace()), claim, ranks[claim.value])
         elif claim.value in producers and claim.value not in constants:
             for earlier in _step_back(producers[claim.value], claim, constants):
                 if earlier not in seen:
@@ -89,7 +90,7 @@ def label_axes(shapes: Mapping[str, Sequence[Dimension]], traces: Mapping[str, T
     Returns:
         For each input as many labels as it has axes; None where nothing is known.
     """
-    labels = {name: _fit(traces[name].labels, len(shape)) for name, shape in shapes.items()}
+    labels = {name: traces[name].labels or (None,) * len(shape) for name, shape in shapes.items()}
     symbols = {
         dimension: label
         for name, shape in shapes.items()
@@ -223,6 +224,8 @@ def _labels_before(node: onnx.NodeProto, labels: Labels, constants: Mapping[str,
     """Return the labels of a node's data input, given those of its output; empty when they are lost."""
     if not labels or node.op_type in SAME_AXES:
         return labels
+    if labels[-1] == REST:
+        return ()
     rank = len(labels)
     if node.op_type == "Transpose":
         perm = _integers(node, "perm", 1, constants) or list(range(rank))[::-1]
@@ -244,32 +247,31 @@ def _labels_before(node: onnx.NodeProto, labels: Labels, constants: Mapping[str,
     if node.op_type == "Conv":
         weight = _dims(constants, node.input[1])
         channels = weight[1] * _integer(node, "group", 1) if weight else None
-        return (labels[0], channels, *labels[2:])
+        return (labels[0], channels, *(TIME if label == TIME else None for label in labels[2:]))
     if node.op_type == "Reshape":  # a 0 copies the axis; from the first other number on, axes are mixed
         shape = _integers(node, "shape", 1, constants)
         copied = next((axis for axis, length in enumerate(shape) if length != 0), len(shape))
-        return labels[:copied]
+        return (*labels[:copied], REST)
     return ()
 
 
-def _merge(known: Trace | None, claim: _Claim) -> Trace:
-    """Join two claims about one input: a sequence outranks the rest, earlier labels outrank later ones."""
-    if known is None:
-        return Trace(role=claim.role, labels=claim.labels, rows=claim.rows)
+def _merge(known: Trace, claim: _Claim, rank: int) -> Trace:
+    """Join a claim about an input to what is known: a sequence outranks the rest, the first label stays."""
     ranking: tuple[Role, ...] = ("sequence", "lengths", "state", "other")
+    labels = zip(known.labels or (None,) * rank, _fit(claim.labels, rank), strict=True)
     rows = [rows for rows in (known.rows, claim.rows) if rows is not None]
     return Trace(
         role=min(known.role, claim.role, key=ranking.index),
-        labels=known.labels or claim.labels,
+        labels=tuple(old if old is not None else new for old, new in labels),
         rows=min(rows, default=None),
     )
 
 
 def _fit(labels: Labels, rank: int) -> Labels:
-    """Align labels with an input's rank: broadcasting aligns on the right, a Reshape leaves a prefix."""
-    if len(labels) > rank:
-        return labels[len(labels) - rank :]
-    return labels + (None,) * (rank - len(labels))
+    """Return one label per axis; labels of another rank came through a branch not taken."""
+    if labels and labels[-1] == REST:
+        labels = (*labels[:-1], *(None,) * rank)[:rank]
+    return labels if len(labels) == rank else (None,) * rank
 
 
 def _by_name(dimension: Dimension) -> Label:
