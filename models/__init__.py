@@ -1,0 +1,1 @@
+"""What can be trained: network definitions, corpora and recipes; imported as `toolchain.models`."""
