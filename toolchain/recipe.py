@@ -1,0 +1,355 @@
+"""Recipes: everything that decides what a training run computes, as frozen dataclasses read from TOML.
+
+A recipe is a file with the sections `[data]`, `[model]`, `[optim]`, `[gates]` and `[run]`; each key is a field
+of the section's class below, and a field without a default must be given. `models/recipes/` holds those that
+come with the package. Every value is checked when the recipe is read, so a run never fails later over a recipe.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib.resources
+import json
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import MISSING, asdict, dataclass, fields
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+
+from toolchain.errors import RecipeError
+
+
+@dataclass(frozen=True, slots=True)
+class Within:
+    """A range, bounds included unless `open`; used in `Annotated[float, Within(0, 1)]`."""
+
+    low: float
+    high: float = float("inf")
+    open: bool = False
+
+    def __contains__(self, value: float) -> bool:
+        return self.low < value < self.high if self.open else self.low <= value <= self.high
+
+    def __str__(self) -> str:
+        if self.high == float("inf"):
+            return f"{'more than' if self.open else 'at least'} {self.low:g}"
+        return f"a value {'strictly ' if self.open else ''}between {self.low:g} and {self.high:g}"
+
+
+Count = Annotated[int, Within(1)]
+Positive = Annotated[float, Within(0, open=True)]
+NonNegative = Annotated[float, Within(0)]
+Share = Annotated[float, Within(0, 1)]
+OpenShare = Annotated[float, Within(0, 1, open=True)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataSection:
+    """Which text is read.
+
+    Attributes:
+        corpus: see `models/text.py`.
+        vocabulary_size: most frequent words kept; absent: all.
+        max_tokens: read no more than about this many tokens; absent: all.
+        folder: where the files of `ptb` or `wikitext-2` lie; absent: downloaded once.
+        text: the file of corpus `text`.
+    """
+
+    corpus: Literal["pydocs", "ptb", "wikitext-2", "text"]
+    vocabulary_size: Count | None = None
+    max_tokens: Count | None = None
+    folder: str | None = None
+    text: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelSection:
+    """The network: a language model by its sizes, or a user's own by `factory`.
+
+    Attributes:
+        factory: "package.module:function"; gets the vocabulary size and returns an `nn.Module` with
+            `LanguageModel`'s `forward` and `initial_state`. The other keys are then unused.
+        cell: kind of recurrent layer.
+        embedding_size: columns of the embedding table.
+        hidden_sizes: neurons per recurrent layer, from the bottom.
+        dropout: probability of dropping a value between layers.
+        tied: the output layer uses the embedding table.
+        init_scale: weights start uniform in `[-init_scale, init_scale]`; absent: PyTorch's defaults.
+    """
+
+    factory: str | None = None
+    cell: Literal["lstm", "gru", "rnn"] = "lstm"
+    embedding_size: Count = 256
+    hidden_sizes: tuple[Count, ...] = (256, 256)
+    dropout: Annotated[float, Within(0, 0.99)] = 0.0
+    tied: bool = False
+    init_scale: Positive | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OptimSection:
+    """How the weights learn.
+
+    Attributes:
+        optimizer: `sgd` or `adamw`.
+        learning_rate: at its highest.
+        weight_decay: decoupled (`adamw`) or added to the gradient (`sgd`).
+        epochs: passes over the training text, fine-tuning included.
+        batch_size: columns of text read in parallel, over all processes.
+        steps: time steps between two updates (truncated back-propagation).
+        clip_norm: largest norm of the gradient.
+        loss: averaged over every token, or summed over the steps of a `sequence` and averaged over columns
+            (Zaremba et al.: their learning rates and norms belong to it).
+        schedule: `cosine` falls to 0 at the end; `decay` multiplies by `decay` after each epoch from
+            `decay_after` on.
+        warmup: share of all updates in which the rate rises from 0.
+        decay: factor per epoch.
+        decay_after: epochs at the full rate before the first decay.
+    """
+
+    optimizer: Literal["sgd", "adamw"] = "adamw"
+    learning_rate: Positive
+    weight_decay: NonNegative = 0.0
+    epochs: Count
+    batch_size: Count = 20
+    steps: Count = 35
+    clip_norm: Positive
+    loss: Literal["token", "sequence"] = "token"
+    schedule: Literal["cosine", "decay"] = "cosine"
+    warmup: Share = 0.0
+    decay: Annotated[float, Within(0.01, 1)] = 1.0
+    decay_after: Count = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GatesSection:
+    """How neurons are given up (method `neuron-selection`). Exactly one of `keep` and `l0_weight`.
+
+    Attributes:
+        keep: share of the recurrent multiply-adds that stays, reached by an augmented Lagrangian.
+        l0_weight: fixed price of the share kept, added to the loss per token.
+        learning_rate: of the gates (Adam).
+        initial_keep: probability that a gate is open at the start.
+        ramp: share of the gated phase in which the target falls from 1 to `keep`.
+        freeze_at: share of all updates after which the gates are frozen; the rest fine-tunes.
+        compact_steps: updates between two cuts of the closed neurons; absent: once an epoch.
+        calibration_tokens: training tokens from which lost neurons are folded into the kept ones.
+    """
+
+    keep: OpenShare | None = None
+    l0_weight: Positive | None = None
+    learning_rate: Positive = 0.02
+    initial_keep: OpenShare = 0.995
+    ramp: Share = 0.5
+    freeze_at: OpenShare = 0.6
+    compact_steps: Count | None = None
+    calibration_tokens: Count = 20_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunSection:
+    """Where and how the run computes.
+
+    Attributes:
+        method: `neuron-selection` learns gates, `dense` trains the unpruned baseline.
+        seed: of weights, order of documents, dropout and gates.
+        precision: `bfloat16` is autocast; weights stay float32.
+        device: `auto` takes a GPU if there is one.
+        threads: CPU threads of PyTorch; absent: its own choice. Results depend on it in the last bits.
+    """
+
+    method: Literal["neuron-selection", "dense"] = "neuron-selection"
+    seed: Annotated[int, Within(0, 2**32 - 1)] = 0
+    precision: Literal["float32", "bfloat16"] = "float32"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    threads: Count | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """A whole recipe; `name` is the file's name without its suffix."""
+
+    name: str
+    data: DataSection
+    model: ModelSection
+    optim: OptimSection
+    gates: GatesSection
+    run: RunSection
+
+
+Section = TypeVar("Section", DataSection, ModelSection, OptimSection, GatesSection, RunSection)
+
+
+def recipe_names() -> tuple[str, ...]:
+    """Return the names of the recipes that come with the package."""
+    folder = importlib.resources.files("toolchain.models") / "recipes"
+    return tuple(sorted(Path(entry.name).stem for entry in folder.iterdir() if entry.name.endswith(".toml")))
+
+
+def load_recipe(source: str | Path, *, overrides: Mapping[str, Any] | None = None) -> Recipe:
+    """Read a recipe by name or path.
+
+    Args:
+        source: a name from `recipe_names()`, or the path of a TOML file.
+        overrides: values by dotted key (`{"optim.epochs": 3}`) that replace the file's; None removes a key.
+
+    Raises:
+        RecipeError: no such recipe, not TOML, an unknown key, a wrong type, or a value out of range.
+    """
+    name, content, origin = _read(source)
+    try:
+        table = tomllib.loads(content)
+    except tomllib.TOMLDecodeError as error:
+        raise RecipeError(
+            f"{origin}: not TOML ({error}); expected sections of key = value. Correct the file."
+        ) from error
+    for key, value in (overrides or {}).items():
+        _override(table, key, value)
+    return _recipe(name, table, origin)
+
+
+def parse_override(text: str) -> tuple[str, Any]:
+    """Split `optim.epochs=3` into key and value; the value is read as TOML, or else as a string.
+
+    Raises:
+        RecipeError: not of the form section.key=value.
+    """
+    key, equals, raw = text.partition("=")
+    if not equals or key.count(".") != 1:
+        raise RecipeError(
+            f"--set {text}: no value; expected section.key=value. Write for example optim.epochs=3."
+        )
+    try:
+        return key.strip(), tomllib.loads(f"value = {raw}")["value"]
+    except tomllib.TOMLDecodeError:
+        return key.strip(), raw.strip()
+
+
+def dump_recipe(recipe: Recipe) -> str:
+    """Return the recipe as TOML that `load_recipe` reads back as an equal recipe (but for its name)."""
+    lines = []
+    for section in fields(recipe):
+        if section.name != "name":
+            values = asdict(getattr(recipe, section.name))
+            lines += [f"[{section.name}]"]
+            lines += [
+                f"{key} = {json.dumps(value)}" for key, value in values.items() if value is not None
+            ] + [""]
+    return "\n".join(lines)
+
+
+def _read(source: str | Path) -> tuple[str, str, str]:
+    """Return (name, content, how to call it in messages)."""
+    if str(source) in recipe_names():
+        file = importlib.resources.files("toolchain.models") / "recipes" / f"{source}.toml"
+        return str(source), file.read_text("utf-8"), f"recipe {source}"
+    path = Path(source)
+    try:
+        return path.stem, path.read_text("utf-8"), str(path)
+    except (OSError, UnicodeDecodeError) as error:
+        hint = _nearest(str(source), recipe_names())
+        raise RecipeError(
+            f"{source}: no such recipe ({type(error).__name__}); expected a TOML file or one of "
+            f"{', '.join(recipe_names())}.{hint}"
+        ) from error
+
+
+def _override(table: dict[str, Any], key: str, value: Any) -> None:
+    section, _, name = key.partition(".")
+    target = table.setdefault(section, {})
+    if value is None:
+        target.pop(name, None)
+    else:
+        target[name] = value
+
+
+def _recipe(name: str, table: dict[str, Any], origin: str) -> Recipe:
+    kinds: dict[str, Any] = {key: kind for key, kind in _hints(Recipe).items() if key != "name"}
+    _refuse_unknown(table, kinds, origin, prefix="")
+    sections = {key: _section(kind, table.get(key, {}), origin, key) for key, kind in kinds.items()}
+    recipe = Recipe(name=name, **sections)
+    gates = recipe.gates
+    if recipe.run.method == "neuron-selection" and (gates.keep is None) == (gates.l0_weight is None):
+        found = "neither" if gates.keep is None else "both"
+        raise RecipeError(
+            f"{origin}: gates.keep and gates.l0_weight: {found} given; expected exactly one. "
+            "Set a share to keep, or a fixed price."
+        )
+    if recipe.model.tied and recipe.model.hidden_sizes[-1] != recipe.model.embedding_size:
+        raise RecipeError(
+            f"{origin}: model.tied: the last of model.hidden_sizes is {recipe.model.hidden_sizes[-1]}; "
+            f"expected model.embedding_size, {recipe.model.embedding_size}. "
+            "Make them equal, or set model.tied = false."
+        )
+    return recipe
+
+
+def _section(kind: type[Section], table: Any, origin: str, section: str) -> Section:
+    if not isinstance(table, dict):
+        raise RecipeError(
+            f"{origin}: {section}: {table!r}; expected a section. Write `[{section}]` above its keys."
+        )
+    hints = _hints(kind)
+    _refuse_unknown(table, hints, origin, prefix=f"{section}.")
+    for field in fields(kind):
+        if field.default is MISSING and field.name not in table:
+            raise RecipeError(
+                f"{origin}: {section}.{field.name}: missing; expected a value. Add it to `[{section}]`."
+            )
+    return kind(
+        **{key: _checked(value, hints[key], origin, f"{section}.{key}") for key, value in table.items()}
+    )
+
+
+def _refuse_unknown(table: Mapping[str, Any], known: Iterable[str], origin: str, *, prefix: str) -> None:
+    valid = list(known)
+    for key in table:
+        if key not in valid:
+            expected = ", ".join(valid)
+            raise RecipeError(
+                f"{origin}: {prefix}{key}: no such key; expected one of {expected}.{_nearest(key, valid)}"
+            )
+
+
+def _checked(value: Any, hint: Any, origin: str, key: str) -> Any:
+    """Return `value` as the annotated type, or say what was expected instead."""
+    if isinstance(hint, UnionType) or (get_origin(hint) is not None and NoneType in get_args(hint)):
+        hint = next(kind for kind in get_args(hint) if kind is not NoneType)
+    ranges = hint.__metadata__ if get_origin(hint) is Annotated else ()
+    kind = get_args(hint)[0] if ranges else hint
+    if get_origin(kind) is Literal:
+        if value not in get_args(kind):
+            choices = [str(choice) for choice in get_args(kind)]
+            raise _refused(origin, key, value, f"one of {', '.join(choices)}", _nearest(str(value), choices))
+        return value
+    if get_origin(kind) is tuple:
+        if not isinstance(value, list | tuple) or not value:
+            raise _refused(origin, key, value, "a list such as [256, 256]")
+        return tuple(_checked(item, get_args(kind)[0], origin, key) for item in value)
+    if kind is float and type(value) is int:
+        value = float(value)
+    if type(value) is not kind:
+        raise _refused(
+            origin,
+            key,
+            value,
+            {int: "a whole number", float: "a number", bool: "true or false"}.get(kind, "text"),
+        )
+    for bounds in ranges:
+        if value not in bounds:
+            raise _refused(origin, key, value, str(bounds))
+    return value
+
+
+def _refused(origin: str, key: str, value: Any, expected: str, hint: str = "") -> RecipeError:
+    return RecipeError(f"{origin}: {key}: {value!r}; expected {expected}.{hint or ' Correct the value.'}")
+
+
+def _nearest(word: str, candidates: Iterable[str]) -> str:
+    close = difflib.get_close_matches(word, list(candidates), n=1, cutoff=0.5)
+    return f" Did you mean {close[0]}?" if close else ""
+
+
+def _hints(kind: type) -> dict[str, Any]:
+    return get_type_hints(kind, include_extras=True)
