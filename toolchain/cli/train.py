@@ -1,0 +1,264 @@
+"""`toolchain train`: learn which neurons are needed, and write `model.onnx`."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import importlib.util
+import json
+import os
+import shutil
+import signal
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from rich.console import Console
+
+from toolchain import __version__
+from toolchain.errors import MissingExtraError, OutputError, TrainingError
+from toolchain.recipe import Recipe, dump_recipe, load_recipe, parse_override
+from toolchain.run_folder import RECIPE, RESULT, VOCABULARY, new_run_folder, write_text
+
+if TYPE_CHECKING:
+    from toolchain.training import TrainingResult
+    from toolchain.training_run import TrainingRun
+
+RUNS = Path("runs")
+INTERRUPTED = 130  # what a shell expects of a program that ended by Ctrl-C
+
+
+@click.command()
+@click.argument("recipe", default="pydocs")
+@click.option(
+    "--set", "settings", multiple=True, metavar="KEY=VALUE", help="Replace a value, as optim.epochs=3."
+)
+@click.option("--method", type=click.Choice(["neuron-selection", "dense"]), help="What to train.")
+@click.option("--keep", type=click.FloatRange(0, 1, min_open=True, max_open=True),
+              help="Share of the recurrent multiply-adds to keep.")  # fmt: skip
+@click.option(
+    "--l0-weight", type=click.FloatRange(0, min_open=True), help="A fixed price instead of a share to keep."
+)
+@click.option("--data", "folder", type=click.Path(exists=True, file_okay=False, path_type=Path),
+              help="Folder that holds the files of ptb or wikitext-2.")  # fmt: skip
+@click.option("--text", type=click.Path(path_type=Path), help="Train on this UTF-8 text.")
+@click.option("--resume", type=click.Path(exists=True, file_okay=False, path_type=Path),
+              help="Go on with an interrupted run, as runs/NAME.")  # fmt: skip
+@click.option("--seed", type=click.IntRange(0, 2**32 - 1), help="Of weights, documents, dropout and gates.")
+@click.option("--threads", type=click.IntRange(1), help="CPU threads.")
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), help="Where to compute.")
+@click.option("--name", help="Name of the run's folder under runs/.")
+@click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path), default=Path("model.onnx"),
+              show_default=True, help="The ONNX file to write.")  # fmt: skip
+@click.pass_context
+def train(
+    ctx: click.Context,
+    recipe: str,
+    settings: tuple[str, ...],
+    method: str | None,
+    keep: float | None,
+    l0_weight: float | None,
+    folder: Path | None,
+    text: Path | None,
+    resume: Path | None,
+    seed: int | None,
+    threads: int | None,
+    device: str | None,
+    name: str | None,
+    output: Path,
+) -> None:
+    """Learn in PyTorch which neurons are needed; write model.onnx.
+
+    RECIPE is the name of a recipe that comes with the package (pydocs, ptb-small, ...) or a TOML file.
+    The ONNX file has the original shapes; removed neurons are exact zeros, which `toolchain shrink` cuts.
+    """
+    if keep is not None and l0_weight is not None:
+        raise click.UsageError("--keep and --l0-weight exclude each other.")
+    if resume is not None:
+        _refuse_others(ctx)
+        resolved = load_recipe(resume / RECIPE)
+    else:
+        options = {
+            "run.method": method,
+            "gates.keep": keep,
+            "gates.l0_weight": l0_weight,
+            "data.folder": None if folder is None else str(folder.resolve()),
+            "data.text": None if text is None else str(text.resolve()),
+            "data.corpus": None if text is None else "text",
+            "run.seed": seed,
+            "run.threads": threads,
+            "run.device": device,
+        }
+        resolved = load_recipe(recipe, overrides=_overrides(settings, options))
+    _require("torch", "accelerate", "safetensors")
+    sys.path.insert(0, os.getcwd())  # a recipe's factory may live in the user's folder, as with `python -m`
+    _run(resolved, resume=resume, name=name, output=output)
+
+
+def _overrides(settings: tuple[str, ...], options: Mapping[str, Any]) -> dict[str, Any]:
+    """Join `--set` and the options that were given; choosing one kind of pressure drops the other."""
+    overrides = dict(parse_override(setting) for setting in settings)
+    overrides |= {key: value for key, value in options.items() if value is not None}
+    for chosen, dropped in (("gates.keep", "gates.l0_weight"), ("gates.l0_weight", "gates.keep")):
+        if chosen in overrides and dropped not in overrides:
+            overrides[dropped] = None
+    return overrides
+
+
+def _refuse_others(ctx: click.Context) -> None:
+    given = [
+        parameter.name
+        for parameter in ctx.command.params
+        if ctx.get_parameter_source(str(parameter.name)) is click.core.ParameterSource.COMMANDLINE
+        and parameter.name not in ("resume", "output")
+    ]
+    if given:
+        raise click.UsageError(
+            f"--resume takes everything else from the run's folder; got {', '.join(map(str, given))}."
+        )
+
+
+def _require(*packages: str) -> None:
+    for package in packages:
+        if importlib.util.find_spec(package) is None:
+            raise MissingExtraError(package, extra="train")
+
+
+def _run(recipe: Recipe, *, resume: Path | None, name: str | None, output: Path) -> None:
+    import torch
+
+    from toolchain.cli.train_progress import TrainingDisplay
+    from toolchain.processes import decided_by_main, join_processes, leave_processes
+    from toolchain.training import finish
+    from toolchain.training import train as carry_out
+    from toolchain.training_run import begin_run, restore_run
+
+    if recipe.run.threads is not None:
+        torch.set_num_threads(recipe.run.threads)
+    processes = join_processes(recipe.run.device)
+    console = Console(quiet=not processes.is_main, soft_wrap=True)
+    corpus = _load_corpus(recipe)
+    if resume is not None:
+        folder = resume
+        _check_vocabulary(folder, corpus)
+    else:
+        created = new_run_folder(RUNS, name, default=recipe.name) if processes.is_main else None
+        folder = decided_by_main(created, processes=processes) or RUNS
+    run = begin_run(recipe, corpus, folder=folder, processes=processes)
+    if resume is not None:
+        restore_run(run)
+    elif processes.is_main:
+        write_text(folder / RECIPE, _described(corpus) + dump_recipe(recipe))
+        write_text(folder / VOCABULARY, "\n".join(corpus.vocabulary) + "\n")
+    console.print(_headline(recipe, corpus, run), highlight=False)
+    with TrainingDisplay(console) as display, _stop_on_interrupt() as stop:
+        ended = carry_out(run, report=display, stop=stop)
+    if not ended:
+        console.print(f"\nstopped and saved after update {run.update} of {run.schedule.updates}. "
+                      f"Go on with: toolchain train --resume {folder}", highlight=False)  # fmt: skip
+        sys.exit(INTERRUPTED)
+    if processes.is_main:
+        result = finish(run, corpus, threads=recipe.run.threads)
+        write_text(
+            folder / RESULT, json.dumps({"schema": 1, **asdict(result), "model": result.model.name}, indent=1)
+        )
+        _copy(result.model, output)
+        _conclude(console, result, folder, output)
+    leave_processes()
+
+
+def _load_corpus(recipe: Recipe) -> Any:
+    section = recipe.data
+    return importlib.import_module("toolchain.models.text").load_corpus(
+        section.corpus,
+        vocabulary_size=section.vocabulary_size,
+        max_tokens=section.max_tokens,
+        seed=recipe.run.seed,
+        folder=None if section.folder is None else Path(section.folder),
+        text=None if section.text is None else Path(section.text),
+    )
+
+
+def _check_vocabulary(folder: Path, corpus: Any) -> None:
+    try:
+        words = (folder / VOCABULARY).read_text("utf-8").splitlines()
+    except OSError as error:
+        raise TrainingError(
+            f"{folder / VOCABULARY}: cannot be read ({error.strerror}); expected the vocabulary of a run. "
+            "Check the folder, or start the run again."
+        ) from error
+    if words != list(corpus.vocabulary):
+        raise TrainingError(
+            f"{folder}: was trained on another text than {corpus.origin}; expected the same vocabulary. "
+            "Resume with the same file and version of Python, or start the run again."
+        )
+
+
+@contextlib.contextmanager
+def _stop_on_interrupt() -> Iterator[Callable[[], bool]]:
+    """Turn the first Ctrl-C or SIGTERM into a request to stop after this update; a second ends at once."""
+    received: list[int] = []
+
+    def note(number: int, frame: object) -> None:
+        received.append(number)
+        for each, handler in before.items():
+            signal.signal(each, handler)
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: bool(received)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _described(corpus: Any) -> str:
+    import torch
+
+    tokens = " + ".join(f"{len(split):,}" for split in (corpus.train, corpus.valid, corpus.test))
+    return (
+        f"# {corpus.origin}: {tokens} tokens (train, valid, test), {len(corpus.vocabulary):,} words\n"
+        f"# rnn-toolchain {__version__}, torch {torch.__version__}\n\n"
+    )
+
+
+def _headline(recipe: Recipe, corpus: Any, run: TrainingRun) -> str:
+    count = run.processes.count
+    where = str(run.processes.device) + (f" in {count} processes" if count > 1 else "")
+    return (
+        f"{run.folder}: {recipe.run.method} on {corpus.origin}, "
+        f"{sum(map(len, (corpus.train, corpus.valid, corpus.test))):,} tokens, "
+        f"{len(corpus.vocabulary):,} words; "
+        f"{recipe.optim.epochs} epochs on {where}, {recipe.run.precision}"
+    )
+
+
+def _copy(source: Path, target: Path) -> None:
+    unfinished = target.with_name(f".{target.name}.{os.getpid()}.part")
+    try:
+        shutil.copyfile(source, unfinished)
+        unfinished.replace(target)
+    except OSError as error:
+        raise OutputError(
+            f"{target}: cannot be written ({error.strerror}); expected a writable place. "
+            f"The model is in {source}: copy it from there."
+        ) from error
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def _conclude(console: Console, result: TrainingResult, folder: Path, output: Path) -> None:
+    lines = (
+        "",
+        f"test perplexity  {result.perplexity:.4g} in PyTorch, {result.onnx_perplexity:.4g} in ONNX Runtime "
+        f"({result.test_tokens:,} tokens)",
+        f"kept             {result.share:.1%} of the recurrent multiply-adds",
+        f"training speed   last epoch {result.speed_ratio:.2f}x the first",
+        f"written          {output}, and {folder}/ with recipe, metrics, checkpoint",
+        "",
+        f"next: toolchain shrink {output}",
+    )
+    console.print("\n".join(lines), highlight=False)

@@ -1,0 +1,63 @@
+"""Which update happens when: epochs, learning rate and phases as pure functions of the update's number.
+
+Nothing here has state, so a resumed run follows the same schedule from any update on.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from toolchain.recipe import GatesSection, OptimSection
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Schedule:
+    """The numbers of a run.
+
+    Attributes:
+        optim: learning rates and epochs.
+        steps: time steps per update; fewer than the recipe's if the text is shorter than one window.
+        updates_per_epoch: windows of `steps` rows in the text; the rows after the last one are left out.
+        freeze_at: update at which gates are frozen; None for a dense run.
+        compact_every: updates between two cuts.
+    """
+
+    optim: OptimSection
+    steps: int
+    updates_per_epoch: int
+    freeze_at: int | None
+    compact_every: int
+
+    @property
+    def updates(self) -> int:
+        """Number of updates in the whole run."""
+        return self.updates_per_epoch * self.optim.epochs
+
+    def learning_rate(self, update: int) -> float:
+        """Return the rate of the weights at update `update`, counted from 0."""
+        optim = self.optim
+        warmup = optim.warmup * self.updates
+        rate = optim.learning_rate * (min(1.0, (update + 1) / warmup) if warmup > 0 else 1.0)
+        if optim.schedule == "cosine":
+            return rate * 0.5 * (1 + math.cos(math.pi * update / self.updates))
+        epoch = update // self.updates_per_epoch  # the first `decay_after` epochs keep the full rate
+        return float(rate * optim.decay ** max(0, epoch + 1 - optim.decay_after))
+
+    def selection_progress(self, update: int) -> float:
+        """Return how much of the gated phase is over at `update`, 0 to 1."""
+        return min(1.0, update / self.freeze_at) if self.freeze_at else 1.0
+
+
+def plan_schedule(optim: OptimSection, gates: GatesSection | None, *, rows: int) -> Schedule:
+    """Divide a text of `rows` rows into updates; `gates` is None for a dense run."""
+    steps = min(optim.steps, rows - 1)
+    per_epoch = (rows - 1) // steps
+    updates = per_epoch * optim.epochs
+    return Schedule(
+        optim=optim,
+        steps=steps,
+        updates_per_epoch=per_epoch,
+        freeze_at=None if gates is None else max(1, round(gates.freeze_at * updates)),
+        compact_every=per_epoch if gates is None or gates.compact_steps is None else gates.compact_steps,
+    )

@@ -1,0 +1,215 @@
+"""The state of a training run: begun from a recipe, saved to one file, restored bit by bit."""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from toolchain.checkpoint import (
+    Checkpoint,
+    load_checkpoint,
+    pack_optimizer,
+    save_checkpoint,
+    unpack_optimizer,
+    with_prefix,
+)
+from toolchain.errors import RecipeError
+from toolchain.export import State
+from toolchain.gated_phase import GatedPhase, begin_gated_phase, pack_gated_phase, restore_gated_phase
+from toolchain.processes import Processes, gather_columns, own_columns
+from toolchain.recipe import ModelSection, OptimSection, Recipe
+from toolchain.run_folder import CHECKPOINT, Row
+from toolchain.schedule import Schedule, plan_schedule
+
+
+@dataclass(slots=True, kw_only=True)
+class TrainingRun:
+    """Everything that changes while a network is trained, and what it is trained on.
+
+    Attributes:
+        recipe: as resolved.
+        folder: `runs/NAME`.
+        processes: this process among all.
+        schedule: which update happens when.
+        train: this process's columns of the training text, shape `[rows, batch_size/processes]`.
+        valid: the validation text, shape `[rows, batch_size]`.
+        model: the network in training: gated, compacted or plain.
+        optimizer: of its weights.
+        phase: gates, their optimizer and pressure; None in a dense run.
+        state: carried from the previous update; None at the top of the text.
+        update: number of updates done.
+        loss_sum: of this epoch's updates, nats per token, float64 scalar.
+        seconds: of this epoch's training.
+        metrics: rows of `metrics.csv`.
+        gates: rows of `gates.csv`.
+    """
+
+    recipe: Recipe
+    folder: Path
+    processes: Processes
+    schedule: Schedule
+    train: Tensor
+    valid: Tensor
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    phase: GatedPhase | None
+    state: State | None
+    update: int
+    loss_sum: Tensor
+    seconds: float
+    metrics: list[Row]
+    gates: list[Row]
+
+
+def begin_run(recipe: Recipe, corpus: Any, *, folder: Path, processes: Processes) -> TrainingRun:
+    """Build the network and everything around it, from the recipe's seed.
+
+    Args:
+        recipe: what to train.
+        corpus: a `toolchain.models.text.Corpus`.
+        folder: `runs/NAME`, which exists.
+        processes: from `join_processes`.
+
+    Raises:
+        DatasetError: the text cannot fill the columns of a batch.
+        RecipeError: the recipe's factory cannot be used.
+        TrainingError: the columns cannot be shared out over the processes, or the model cannot be gated.
+    """
+    # The same seed in every process: all start from the same weights and sample the same gates. Dropout masks
+    # are then alike too, each on its own columns.
+    torch.manual_seed(recipe.run.seed)
+    text = importlib.import_module("toolchain.models.text")
+    batch_size = recipe.optim.batch_size
+    train = torch.from_numpy(text.batch_columns(corpus.train, batch_size).astype(np.int64))
+    valid = torch.from_numpy(
+        text.batch_columns(corpus.valid, min(batch_size, len(corpus.valid) // 2)).astype(np.int64)
+    )
+    gates = recipe.gates if recipe.run.method == "neuron-selection" else None
+    model = build_network(recipe.model, len(corpus.vocabulary))
+    model.to(processes.device)
+    phase = None
+    if gates is not None:
+        model, phase = begin_gated_phase(model, gates)
+    return TrainingRun(
+        recipe=recipe,
+        folder=folder,
+        processes=processes,
+        schedule=plan_schedule(recipe.optim, gates, rows=len(train)),
+        train=own_columns(train, processes=processes),
+        valid=valid.to(processes.device),
+        model=model,
+        optimizer=weights_optimizer(model, recipe.optim),
+        phase=phase,
+        state=None,
+        update=0,
+        loss_sum=torch.zeros((), dtype=torch.float64, device=processes.device),
+        seconds=0.0,
+        metrics=[],
+        gates=[],
+    )
+
+
+def build_network(section: ModelSection, vocabulary_size: int) -> nn.Module:
+    """Build the recipe's language model, or call the user's factory.
+
+    Raises:
+        RecipeError: the factory cannot be imported, or what it returns is no token model.
+    """
+    if section.factory is None:
+        models = importlib.import_module("toolchain.models.language_model")
+        config = models.LanguageModelConfig(
+            vocabulary_size=vocabulary_size,
+            embedding_size=section.embedding_size,
+            hidden_sizes=section.hidden_sizes,
+            cell=section.cell,
+            dropout=section.dropout,
+            tied=section.tied,
+            init_scale=section.init_scale,
+        )
+        network: nn.Module = models.LanguageModel(config)
+        return network
+    module, _, function = section.factory.partition(":")
+    try:
+        factory = getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise RecipeError(
+            f"model.factory: {section.factory}: {error}; expected package.module:function. "
+            "Run in the folder that holds the module, or install its package."
+        ) from error
+    model = factory(vocabulary_size)
+    if not isinstance(model, nn.Module) or not hasattr(model, "initial_state"):
+        raise RecipeError(
+            f"model.factory: {section.factory} returned {type(model).__name__}; expected an nn.Module with "
+            "forward(tokens, state) and initial_state(batch_size). See models/language_model.py."
+        )
+    return model
+
+
+def weights_optimizer(model: nn.Module, optim: OptimSection) -> torch.optim.Optimizer:
+    """Return the optimizer of everything but the gates."""
+    weights = [parameter for name, parameter in model.named_parameters() if not name.endswith("log_alpha")]
+    if optim.optimizer == "sgd":
+        return torch.optim.SGD(weights, lr=optim.learning_rate, weight_decay=optim.weight_decay)
+    return torch.optim.AdamW(weights, lr=optim.learning_rate, weight_decay=optim.weight_decay, fused=True)
+
+
+def save_run(run: TrainingRun) -> None:
+    """Write the run's checkpoint; every process calls it, the main one writes."""
+    parts = [pack_optimizer("optimizer", run.optimizer)]
+    tensors = {f"model.{name}": tensor for name, tensor in run.model.state_dict().items()}
+    tensors |= {"loss_sum": run.loss_sum, "random.cpu": torch.get_rng_state()}
+    if run.processes.device.type == "cuda":
+        tensors["random.cuda"] = torch.cuda.get_rng_state(run.processes.device)
+    for layer, carried in enumerate(run.state or ()):
+        for index, tensor in enumerate(carried):
+            tensors[f"state.{layer}.{index}"] = gather_columns(tensor, processes=run.processes)
+    facts: dict[str, Any] = {
+        "update": run.update,
+        "seconds": run.seconds,
+        "metrics": run.metrics,
+        "gates": run.gates,
+    }
+    if run.phase is not None:
+        parts.append(pack_gated_phase(run.phase))
+    for part in parts:
+        tensors |= part.tensors
+        facts |= part.facts
+    if run.processes.is_main:
+        save_checkpoint(run.folder / CHECKPOINT, Checkpoint(tensors=tensors, facts=facts))
+
+
+def restore_run(run: TrainingRun) -> None:
+    """Bring a run that has just begun to where its checkpoint is.
+
+    Raises:
+        TrainingError: no readable checkpoint.
+    """
+    checkpoint = load_checkpoint(run.folder / CHECKPOINT)
+    if run.phase is not None:
+        restore_gated_phase(run.model, run.phase, checkpoint)
+        run.optimizer = weights_optimizer(run.model, run.recipe.optim)
+    run.model.load_state_dict(with_prefix("model", checkpoint.tensors))
+    unpack_optimizer("optimizer", run.optimizer, checkpoint)
+    run.state = _restored_state(checkpoint, run.processes)
+    run.update, run.seconds = checkpoint.facts["update"], checkpoint.facts["seconds"]
+    run.metrics, run.gates = checkpoint.facts["metrics"], checkpoint.facts["gates"]
+    run.loss_sum = checkpoint.tensors["loss_sum"].to(run.processes.device)
+    torch.set_rng_state(checkpoint.tensors["random.cpu"])
+    if run.processes.device.type == "cuda" and "random.cuda" in checkpoint.tensors:
+        torch.cuda.set_rng_state(checkpoint.tensors["random.cuda"], run.processes.device)
+
+
+def _restored_state(checkpoint: Checkpoint, processes: Processes) -> State | None:
+    layers: dict[int, list[Tensor]] = {}
+    named = with_prefix("state", checkpoint.tensors)
+    for name in sorted(named, key=lambda name: [int(number) for number in name.split(".")]):
+        layers.setdefault(int(name.partition(".")[0]), []).append(
+            own_columns(named[name], processes=processes)
+        )
+    return tuple(tuple(parts) for parts in layers.values()) or None
