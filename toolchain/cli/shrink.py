@@ -1,0 +1,155 @@
+"""`toolchain shrink`: the command line of `toolchain.shrinking`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from toolchain.errors import OutputError, ToolchainError
+
+if TYPE_CHECKING:
+    from toolchain.shrinking import ShrinkResult
+
+NOTHING_TO_SHRINK = 3
+_WIDTH = 80  # the table is made for a terminal of this many columns where the output is not one
+
+
+def _state_pairs(ctx: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> object:
+    """Turn `--carried` into None, "auto" or a list of pairs."""
+    if not values:
+        return None
+    if "auto" in values:
+        if len(values) > 1:
+            raise click.BadParameter("'auto' takes every pair; name pairs or say auto, not both")
+        return "auto"
+    pairs = [value.split("=", 1) for value in values]
+    if any(len(pair) != 2 or not all(pair) for pair in pairs):
+        raise click.BadParameter("expected auto, or IN=OUT with the names of a graph input and a graph output")
+    return [tuple(pair) for pair in pairs]
+
+
+@click.command()
+@click.argument("model", type=click.Path(path_type=Path))
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="File to write [MODEL.shrunk.onnx beside MODEL].")
+@click.option("--dry-run", is_flag=True, help="Decide and print; write no model.")
+@click.option("--carried", multiple=True, callback=_state_pairs, metavar="auto|IN=OUT",
+              help="State outputs that the caller feeds back into inputs [what the model's metadata declares].")  # fmt: skip
+@click.option("--compact-state", is_flag=True, help="Let the carried state's own shapes shrink too.")
+@click.option("--masked", type=click.Path(path_type=Path), help="Also write the model just before the cut.")
+@click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write the result as JSON.")
+def shrink(
+    model: Path,
+    output: Path | None,
+    dry_run: bool,
+    carried: object,
+    compact_state: bool,
+    masked: Path | None,
+    json_file: Path | None,
+) -> None:
+    """Rewrite the ONNX model MODEL with smaller recurrent tensors.
+
+    Hidden units and inputs that no output can depend on are cut out of every LSTM, GRU and RNN. The new model is run
+    against the old one before it is written; the old one is never changed.
+
+    Exit status: 0 written, 1 an error, 2 wrong usage, 3 nothing to remove.
+    """
+    from rich.console import Console
+
+    from toolchain import shrinking
+
+    messages = Console(stderr=True)
+    try:
+        with messages.status("reading") as status:
+            result = shrinking.shrink(model, output, carried=carried, compact_state=compact_state,  # type: ignore[arg-type]
+                                      dry_run=dry_run, masked=masked, progress=status.update)  # fmt: skip
+    except ToolchainError as error:
+        _write_json(json_file, {"schema": shrinking.SCHEMA, "status": "error", "message": str(error)})
+        raise
+    _write_json(json_file, result.to_json())
+    _print(result)
+    if result.status == "nothing_to_remove":
+        sys.exit(NOTHING_TO_SHRINK)
+
+
+def _write_json(path: Path | None, content: dict[str, object]) -> None:
+    if path is None:
+        return
+    unfinished = path.with_name(f".{path.name}.part")
+    try:
+        unfinished.write_text(json.dumps(content, indent=2) + "\n")
+        unfinished.replace(path)
+    except OSError as error:
+        unfinished.unlink(missing_ok=True)
+        raise OutputError(f"{path}: cannot be written ({error.strerror}); expected a writable place. Choose another with "
+                          "--json.") from error
+
+
+def _print(result: ShrinkResult) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    console.width = max(console.width, _WIDTH)
+    table = Table(title=f"{result.source.name}", title_justify="left")
+    for column, justify in (("node", "left"), ("input", "right"), ("hidden", "right"), ("kept by", "left")):
+        table.add_column(column, justify=justify, overflow="fold")  # type: ignore[arg-type]
+    for node in result.nodes:
+        directions = " x 2" if node.num_directions == 2 else ""
+        table.add_row(f"{node.op_type} {node.name}", _change(node.input_before, node.input_after),
+                      _change(node.hidden_before, node.hidden_after) + directions,
+                      "\n".join(f"{b.op_type} {b.node}: {b.reason}" for b in node.blocked_by[:3]))  # fmt: skip
+    if result.nodes:
+        console.print(table)
+    before, after = result.before, result.after
+    for name, one, other in (("parameters", before.parameters, after.parameters),
+                             ("multiply-adds per step", before.multiply_adds, after.multiply_adds)):  # fmt: skip
+        console.print(f"{name:<24}{one:>14,} -> {other:>14,}  {_percent(one, other)}", highlight=False)
+    if result.status == "written":
+        console.print(f"{'bytes':<24}{before.bytes:>14,} -> {after.bytes:>14,}  {_percent(before.bytes, after.bytes)}",
+                      highlight=False)  # fmt: skip
+    console.print(_outcome(result), highlight=False, soft_wrap=True)
+    for line in _advice(result):
+        console.print(line, highlight=False, soft_wrap=True)
+
+
+def _change(before: int, after: int) -> str:
+    return f"{before}" if before == after else f"{before} -> {after}"
+
+
+def _percent(before: int, after: int) -> str:
+    return f"({after / before:.1%})" if before else ""
+
+
+def _outcome(result: ShrinkResult) -> str:
+    if result.parity is not None:
+        return (f"Proven equal in ONNX Runtime at {len(result.parity.cases)} input shapes: largest difference "
+                f"{result.parity.max_abs_diff:.2g} ({result.parity.max_rel_diff:.2g} of the output's size).\n"
+                f"Written: {result.output}")  # fmt: skip
+    if result.status == "dry_run":
+        return "Dry run: nothing was written."
+    if not result.nodes:
+        return ("Nothing to remove: the graph has no LSTM, GRU or RNN node. If the model is recurrent, its loop was "
+                "unrolled at export; export nn.LSTM, nn.GRU or nn.RNN as one node, not as cells.")  # fmt: skip
+    return ("Nothing to remove: every unit is read. Zeros decide: train with gates (`toolchain train`), or zero the "
+            "weights that read a unit.")  # fmt: skip
+
+
+def _advice(result: ShrinkResult) -> list[str]:
+    lines = []
+    if result.undeclared_units:
+        pairs = " ".join(f"--carried {state_in}={state_out}" for state_in, state_out in result.undeclared)
+        lines.append(f"{result.undeclared_units} more units would go if the caller feeds the state back: say "
+                     f"`--carried auto` ({pairs}).")  # fmt: skip
+    if result.not_simplified:
+        lines.append(f"onnxsim could not simplify the graph ({result.not_simplified}); it was used as it is.")
+    if result.status == "written":
+        default = (result.source.name, str(result.output)) == ("model.onnx", "model.shrunk.onnx")
+        models = "" if default else f" {result.output} --baseline {result.source}"
+        lines.append(f"Next: toolchain bench{models} --device cpu")
+    elif result.status == "dry_run":
+        lines.append(f"Next: toolchain shrink {result.source}")
+    return lines

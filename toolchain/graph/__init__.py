@@ -1,0 +1,1 @@
+"""The surgery: ONNX graphs with smaller recurrent tensors."""

@@ -1,0 +1,78 @@
+"""Carried state: which outputs a streaming caller feeds back into which inputs.
+
+The graph cannot tell a stream's state from an encoder's result that somebody else reads, so the pairs are declared: in
+the model's metadata (our exporter writes them), by name, or by asking for all that the graph shows (`find_state`).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import onnx_ir as ir
+
+from toolchain.errors import ModelFileError
+from toolchain.graph.program import StatePair
+from toolchain.recurrent import GATES, OUTPUTS, slot
+
+METADATA_KEY = "toolchain.carried_state"
+_MOVES = frozenset({"Cast", "Concat", "Flatten", "Gather", "Identity", "Reshape", "Slice", "Split", "Squeeze",
+                    "Transpose", "Unsqueeze"})  # fmt: skip
+
+
+def declared_state(model: ir.Model, path: Path) -> tuple[StatePair, ...]:
+    """Return the pairs that the model's metadata declares.
+
+    Raises:
+        ModelFileError: the metadata is not a JSON list of pairs.
+    """
+    text = model.metadata_props.get(METADATA_KEY, "[]")
+    try:
+        return tuple((str(state_in), str(state_out)) for state_in, state_out in json.loads(text))
+    except (ValueError, TypeError) as error:
+        raise ModelFileError(f"{path}: metadata {METADATA_KEY} is {text!r}; expected a JSON list of [input, output] pairs. "
+                             "Correct it, or remove it.") from error
+
+
+def find_state(graph: ir.Graph) -> tuple[StatePair, ...]:
+    """Return every input that starts a recurrent node's state and is continued by an output of the same node."""
+    found: dict[StatePair, None] = {}  # a set that keeps the graph's order
+    for node in graph:
+        if node.op_type not in GATES:
+            continue
+        for name, output in (("initial_h", "Y_h"), ("initial_c", "Y_c")):
+            index, place = slot(name), OUTPUTS.index(output)
+            if index >= len(node.inputs) or place >= len(node.outputs):
+                continue
+            sources = [value for value in _backwards(node.inputs[index]) if value.is_graph_input()]
+            targets = [value for value in _forwards(node.outputs[place]) if value.is_graph_output()]
+            if len(sources) == len(targets) == 1 and _same_shape(sources[0], targets[0]):
+                found[str(sources[0].name), str(targets[0].name)] = None
+    return tuple(found)
+
+
+def _backwards(value: ir.Value | None) -> Iterator[ir.Value]:
+    """Yield a value and those that it is a rearrangement of."""
+    if value is None:
+        return
+    yield value
+    node = value.producer()
+    if node is not None and node.op_type in _MOVES:
+        yield from _backwards(node.inputs[0])
+
+
+def _forwards(value: ir.Value) -> Iterator[ir.Value]:
+    """Yield a value and its rearrangements."""
+    yield value
+    for reader, _ in value.uses():
+        if reader.op_type in _MOVES:
+            for output in reader.outputs:
+                yield from _forwards(output)
+
+
+def _same_shape(one: ir.Value, other: ir.Value) -> bool:
+    if one.shape is None or other.shape is None or len(one.shape) != len(other.shape):
+        return False
+    lengths = zip(one.shape, other.shape, strict=True)
+    return all(a == b or not (isinstance(a, int) and isinstance(b, int)) for a, b in lengths)

@@ -1,0 +1,129 @@
+"""Cells: the positions that the surgery reasons about, and what one node does with them.
+
+A *cell* is one position along the static axes of a value; an axis whose length is only known at run time counts as
+one position, so a cell stands for all steps and all sequences of a batch. A *space* is the block of cells of one value,
+of one use of a constant, or of a vector of neurons inside a node (the units of an LSTM, the columns of a MatMul).
+All cells of a graph are numbered through, so that moving data around is moving integers around: the cells of
+`Transpose(x)` are read from `x.cells.transpose(perm)`.
+
+An operator is described by its *transfer*: a list of four kinds of statement about cells, and nothing else.
+
+    Read(reader, read)            to compute cell `reader` one needs cell `read`
+    Linear(reader, read, weights) the same through a weight matrix: zero weights are not read
+    Couple(a, b)                  cells kept or removed together, because the runtime pairs them by position
+    Port(value, unit)             carried state: paired like Couple, or, if `value` cannot change, bridged by a gather
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+CellArray = npt.NDArray[np.intp]
+BoolArray = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Space:
+    """A block of numbered cells; axes of run-time length have `dynamic` True and one position."""
+
+    first: int
+    shape: tuple[int, ...]
+    dynamic: tuple[bool, ...]
+
+    @property
+    def size(self) -> int:
+        """Number of cells."""
+        return int(np.prod(self.shape, dtype=np.int64))
+
+    @property
+    def cells(self) -> CellArray:
+        """The numbers of the cells, in the space's shape."""
+        return np.arange(self.first, self.first + self.size, dtype=np.intp).reshape(self.shape)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Read:
+    """Cell `reader[i]` needs cell `read[i]`; both have shape `[num_pairs]`."""
+
+    reader: CellArray
+    read: CellArray
+
+    def push(self, demand: BoolArray) -> None:
+        """Mark what the demanded readers read."""
+        demand[self.read[demand[self.reader]]] = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Linear:
+    """Cell `reader[i]` needs cell `read[j]` where `weights[i, j]` is True (a non-zero weight)."""
+
+    reader: CellArray  # [num_readers]
+    read: CellArray  # [num_read]
+    weights: BoolArray  # [num_readers, num_read]
+
+    def push(self, demand: BoolArray) -> None:
+        """Mark what the demanded readers read; readers may read one another, so repeat until nothing is new."""
+        while True:
+            wanted = self.weights[demand[self.reader]].any(axis=0)
+            fresh = self.read[wanted & ~demand[self.read]]
+            if not fresh.size:
+                return
+            demand[fresh] = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Couple:
+    """Cells `a[i]` and `b[i]` share one fate; both have shape `[num_pairs]`."""
+
+    a: CellArray
+    b: CellArray
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Port:
+    """A state input or output of a recurrent node: `value` and `unit` have shape `[num_directions, batch, hidden]`.
+
+    `index` is the input slot (`initial_h`) or, when `is_output`, the output slot (`Y_h`).
+    """
+
+    value: CellArray
+    unit: CellArray
+    index: int
+    is_output: bool
+
+
+Statement = Read | Linear | Couple | Port
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Transfer:
+    """What one node does with cells.
+
+    `statements` are ordered from outputs to inputs, so one pass pushes demand through the node. `fixed` cells are kept
+    whatever happens. `neurons` names the node's own spaces for its rewriting (`units`, `inputs`, `rows`, `columns`).
+    `blocked` is why the node is not understood, None when it is.
+    """
+
+    statements: tuple[Statement, ...] = ()
+    fixed: tuple[CellArray, ...] = ()
+    neurons: dict[str, Space] = field(default_factory=dict)
+    blocked: str | None = None
+
+
+class BlockedError(Exception):
+    """A node cannot be described; the text is the reason shown to the user. Never leaves `toolchain.graph`."""
+
+
+def pairs(reader: CellArray, read: CellArray) -> Read:
+    """Return the statement that every cell of `reader` needs the cell at its place in `read` (broadcast to it)."""
+    reader, read = np.broadcast_arrays(reader, read)
+    return Read(reader=reader.ravel(), read=read.ravel())
+
+
+def couple(a: CellArray, b: CellArray) -> Couple:
+    """Return the statement that `a` and `b`, broadcast to one another, share one fate place by place."""
+    a, b = np.broadcast_arrays(a, b)
+    return Couple(a=a.ravel(), b=b.ravel())

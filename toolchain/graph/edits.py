@@ -1,0 +1,78 @@
+"""The small changes that rewriting makes to a graph: new constants, new shapes, nodes in between."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+Attributes = Mapping[str, Any]
+
+
+class Edits:
+    """Changes one graph; constants that end up equal and had one owner before go on having one."""
+
+    def __init__(self, graph: ir.Graph) -> None:
+        self._graph = graph
+        self._made: dict[tuple[str, bytes], ir.Value] = {}
+        self._names = set(graph.initializers) | {value.name for node in graph.all_nodes() for value in node.outputs}
+        self._names |= {value.name for value in graph.inputs}
+
+    def put(self, node: ir.Node, index: int, array: npt.NDArray[Any]) -> None:
+        """Give one input of one node a new constant; the old one stays for whoever else reads it."""
+        old = node.inputs[index]
+        stem = old.name if old is not None and old.name else f"{node.name}_input_{index}"
+        node.replace_input_with(index, self.constant(array, stem=stem))
+
+    def constant(self, array: npt.NDArray[Any], *, stem: str) -> ir.Value:
+        """Return a new initializer named after `stem`, or the one made before with the same stem and content."""
+        array = np.asarray(array, order="C")  # `ascontiguousarray` would turn a scalar into a vector
+        key = (stem, hashlib.sha256(repr((array.dtype, array.shape)).encode() + array.tobytes()).digest())
+        if key not in self._made:
+            tensor = ir.tensor(array)
+            name = self.fresh(stem)
+            value = ir.Value(name=name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
+            self._graph.register_initializer(value)
+            self._made[key] = value
+        return self._made[key]
+
+    def fresh(self, stem: str) -> str:
+        """Return a name that nothing in the graph has yet, and take it."""
+        name, number = stem, 0
+        while name in self._names:
+            number += 1
+            name = f"{stem}_kept{number if number > 1 else ''}"
+        self._names.add(name)
+        return name
+
+    def before(self, node: ir.Node, op_type: str, inputs: Sequence[ir.Value], attributes: Attributes, *,
+               num_outputs: int = 1) -> Sequence[ir.Value]:
+        """Insert an operator in front of `node` and return its outputs."""
+        return self._insert(node, op_type, inputs, attributes, num_outputs, after=False)
+
+    def after(self, node: ir.Node, op_type: str, inputs: Sequence[ir.Value], attributes: Attributes, *,
+              num_outputs: int = 1) -> tuple[ir.Node, Sequence[ir.Value]]:
+        """Insert an operator behind `node`; return it, as the place for the next one, and its outputs."""
+        outputs = self._insert(node, op_type, inputs, attributes, num_outputs, after=True)
+        producer = outputs[0].producer()
+        assert producer is not None
+        return producer, outputs
+
+    def _insert(self, node: ir.Node, op_type: str, inputs: Sequence[ir.Value], attributes: Attributes,
+                num_outputs: int, *, after: bool) -> Sequence[ir.Value]:
+        outputs = [ir.Value(name=self.fresh(f"{inputs[0].name}_{op_type.lower()}")) for _ in range(num_outputs)]
+        new = ir.node(op_type, list(inputs), dict(attributes), outputs=outputs, name=outputs[0].name)
+        (self._graph.insert_after if after else self._graph.insert_before)(node, [new])
+        return outputs
+
+
+def set_integers(edits: Edits, node: ir.Node, name: str, index: int, numbers: Sequence[int]) -> None:
+    """Write a list of integers where the node keeps it: the attribute of older opsets, or the constant input."""
+    if name in node.attributes or index >= len(node.inputs):
+        node.attributes[name] = ir.AttrInt64s(name, list(numbers))
+    else:
+        edits.put(node, index, np.asarray(numbers, dtype=np.int64))

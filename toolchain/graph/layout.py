@@ -1,0 +1,103 @@
+"""From demand to layout: cells that the runtime pairs share one fate, and every tensor stays a block.
+
+    classes   connected components of the coupled cells; a class is kept if any member is demanded or fixed
+    ports     carried state joins the classes, unless its value cannot change: then it is bridged by a gather
+    blocks    rows that keep fewer than their neighbours gain positions until each space is a tensor again
+
+Keeping more is always correct, so each step only ever adds, and the last one repeats until nothing is added.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from toolchain.graph.cells import BoolArray, CellArray, Couple, Port, Space
+from toolchain.graph.kept import Kept, missing_from_block
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layout:
+    """What is kept, and which ports are bridged because their value keeps its full width."""
+
+    kept: Kept
+    bridged: tuple[Port, ...]
+
+
+def decide_layout(
+    demand: BoolArray,
+    *,
+    couples: Sequence[Couple],
+    ports: Sequence[Port],
+    fixed: Sequence[CellArray],
+    neurons: Iterable[Space],
+    spaces: Iterable[Space],
+) -> Layout:
+    """Choose the cells to keep.
+
+    Args:
+        demand: True where a cell can still change an output, shape `[num_cells]`.
+        couples: cells that are paired by position.
+        ports: state inputs and outputs of recurrent nodes.
+        fixed: cells that stay whatever happens.
+        neurons: the nodes' own spaces, made blocks first, along their own axis.
+        spaces: every space.
+    """
+    kept = demand.copy()
+    held = np.zeros_like(demand)
+    for cells in fixed:
+        held[cells] = True
+    labels = components(demand.size, couples)
+    rigid = _spread(held, labels)
+    bridged = tuple(port for port in ports if rigid[port.value].any())
+    joined = [Couple(a=port.value.ravel(), b=port.unit.ravel()) for port in ports if not rigid[port.value].any()]
+    for port in bridged:
+        held[port.value] = True
+    labels = components(demand.size, [*couples, *joined])
+    kept = _spread(kept | held, labels)
+    for group in (tuple(neurons), tuple(spaces)):
+        kept = _complete(kept, labels, group)
+    return Layout(kept=Kept(mask=kept), bridged=bridged)
+
+
+def components(size: int, couples: Sequence[Couple]) -> CellArray:
+    """Return the smallest cell of each cell's class, shape `[size]`.
+
+    Source: label propagation with pointer jumping (Shiloach and Vishkin 1982), logarithmic in the longest chain.
+    """
+    labels = np.arange(size, dtype=np.intp)
+    a = np.concatenate([np.empty(0, np.intp), *(pair.a for pair in couples)])
+    b = np.concatenate([np.empty(0, np.intp), *(pair.b for pair in couples)])
+    while True:
+        low = np.minimum(labels[a], labels[b])
+        hooked = labels.copy()
+        np.minimum.at(hooked, labels[a], low)
+        np.minimum.at(hooked, labels[b], low)
+        while not np.array_equal(jumped := hooked[hooked], hooked):
+            hooked = jumped
+        if np.array_equal(hooked, labels):
+            return labels
+        labels = hooked
+
+
+def _spread(marked: BoolArray, labels: CellArray) -> BoolArray:
+    """Mark every class that has a marked member."""
+    classes = np.zeros_like(marked)
+    classes[labels[marked]] = True
+    return classes[labels]
+
+
+def _complete(kept: BoolArray, labels: CellArray, spaces: Sequence[Space]) -> BoolArray:
+    """Add cells until each of the spaces is a block."""
+    while True:
+        added = np.zeros_like(kept)
+        for space in spaces:
+            mask = kept[space.first : space.first + space.size]
+            if not mask.all():
+                missing = missing_from_block(mask.reshape(space.shape))
+                added[space.first : space.first + space.size] |= missing.ravel()
+        if not added.any():
+            return kept
+        kept = _spread(kept | added, labels)

@@ -1,0 +1,165 @@
+"""Bring any exporter's graph into the form that the surgery reads, without changing an output bit.
+
+    inline      model-local functions become nodes; Constant nodes become initializers
+    simplify    onnxsim folds what is constant in the shape arithmetic (large weights are lifted out, so that it is
+                quick and never touches them); if it cannot, the graph is used as it is
+    fold        chains of constants that end in weights (Slice, Concat, Transpose, Cast, ...) are evaluated
+    zero state  an initial state that is provably zero is dropped: zero is what the operator assumes without one
+    shapes      stale shapes are forgotten and inferred again
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+from onnx.reference import ReferenceEvaluator
+from onnx_ir.passes import common
+
+from toolchain.recurrent import GATES, slot
+
+# Tensors above this many elements are weights, not shape arithmetic; onnxsim need not see them.
+LIFTED_ELEMENTS = 1024
+_FOLDED = frozenset({"Cast", "Concat", "Flatten", "Gather", "Identity", "Neg", "Reshape", "Slice", "Split", "Squeeze",
+                     "Transpose", "Unsqueeze"})  # fmt: skip
+_ZERO_STAYS_ZERO = frozenset({"Cast", "Concat", "Expand", "Flatten", "Gather", "Identity", "Reshape", "Slice", "Split",
+                              "Squeeze", "Tile", "Transpose", "Unsqueeze"})  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Normalised:
+    """A model that the surgery may rewrite.
+
+    `declared` holds the output shapes as the file declares them; `not_simplified` is why onnxsim could not run.
+    """
+
+    model: ir.Model
+    declared: dict[str, ir.Shape | None]
+    not_simplified: str | None
+
+
+def normalise(model: ir.Model) -> Normalised:
+    """Return an equal model in normal form; the argument is used up."""
+    if model.functions:
+        common.InlinePass()(model)
+    common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+    common.RemoveInitializersFromInputsPass()(model)
+    model.ir_version = max(model.ir_version or 0, 4)  # before 4 every initializer had to be an input too
+    declared = {str(value.name): value.shape for value in model.graph.outputs}
+    model, problem = _simplified(model)
+    _fold_constants(model.graph)
+    _drop_zero_states(model.graph)
+    common.RemoveUnusedNodesPass()(model)
+    return Normalised(model=model, declared=declared, not_simplified=problem)
+
+
+def _simplified(model: ir.Model) -> tuple[ir.Model, str | None]:
+    """Fold shape arithmetic and infer shapes on a skeleton without the large weights, then put them back."""
+    import onnxsim
+
+    lifted = _lift_weights(model.graph)
+    skeleton = ir.to_proto(model)
+    problem = None
+    try:
+        skeleton, _ = onnxsim.simplify(skeleton, perform_optimization=False, certify=False)
+    except (RuntimeError, ValueError, onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        problem = " ".join(str(error).split())[:200]
+    result = ir.from_proto(_inferred(skeleton))
+    _return_weights(result.graph, lifted)
+    common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(result)
+    result.metadata_props.update(model.metadata_props)
+    return result, problem
+
+
+def _lift_weights(graph: ir.Graph) -> dict[str, ir.TensorProtocol]:
+    """Turn large initializers into inputs; return what they held."""
+    outputs = {value.name for value in graph.outputs}
+    lifted: dict[str, ir.TensorProtocol] = {}
+    for name, value in list(graph.initializers.items()):
+        tensor = value.const_value
+        if tensor is not None and tensor.size > LIFTED_ELEMENTS and name not in outputs:
+            lifted[name] = tensor
+            del graph.initializers[name]
+            value.const_value = None
+            value.shape, value.type = ir.Shape(tensor.shape), ir.TensorType(tensor.dtype)
+            graph.inputs.append(value)
+    return lifted
+
+
+def _return_weights(graph: ir.Graph, lifted: dict[str, ir.TensorProtocol]) -> None:
+    for value in [value for value in graph.inputs if value.name in lifted]:
+        graph.inputs.remove(value)
+        value.const_value = lifted[str(value.name)]
+        graph.register_initializer(value)
+
+
+def _inferred(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """Forget every shape that is not the interface's and infer anew; exporters leave stale ones."""
+    del proto.graph.value_info[:]
+    for output in proto.graph.output:
+        output.type.tensor_type.ClearField("shape")
+    try:
+        return onnx.shape_inference.infer_shapes(proto, data_prop=True)
+    except (RuntimeError, onnx.shape_inference.InferenceError):
+        return proto  # shapes stay unknown: what depends on them is kept whole and named
+
+
+def _fold_constants(graph: ir.Graph) -> None:
+    """Evaluate nodes that move constants into place, so that weights become initializers."""
+    for node in list(graph):
+        if node.op_type not in _FOLDED or node.domain or not node.inputs:
+            continue
+        tensors = [None if value is None else value.const_value for value in node.inputs]
+        if any(value is not None and tensor is None for value, tensor in zip(node.inputs, tensors, strict=True)):
+            continue
+        if any(value.is_graph_output() for value in node.outputs):
+            continue
+        arrays = _evaluate(graph, node, [None if tensor is None else tensor.numpy() for tensor in tensors])
+        for value, array in zip(node.outputs, arrays, strict=True):
+            value_name = value.name
+            value.name = f"{value_name}_computed"
+            constant = ir.Value(name=value_name, shape=ir.Shape(array.shape), const_value=ir.tensor(array),
+                                type=ir.TensorType(ir.tensor(array).dtype))  # fmt: skip
+            graph.register_initializer(constant)
+            value.replace_all_uses_with(constant)
+        graph.remove(node, safe=True)
+
+
+def _evaluate(graph: ir.Graph, node: ir.Node, arrays: list[np.ndarray | None]) -> list[np.ndarray]:
+    """Run one node on constants by ONNX's own reference implementation."""
+    proto = ir.to_proto(node)
+    given = {name: array for name, array in zip(proto.input, arrays, strict=True) if array is not None}
+    inputs = [onnx.helper.make_tensor_value_info(name, onnx.helper.np_dtype_to_tensor_dtype(array.dtype), array.shape)
+              for name, array in given.items()]  # fmt: skip
+    outputs = [onnx.helper.make_empty_tensor_value_info(name) for name in proto.output]
+    alone = onnx.helper.make_graph([proto], "constant", inputs, outputs)
+    opset = [onnx.helper.make_opsetid("", graph.opset_imports.get("", 1))]
+    results = ReferenceEvaluator(onnx.helper.make_model(alone, opset_imports=opset)).run(None, given)
+    return [np.asarray(result) for result in results]
+
+
+def _drop_zero_states(graph: ir.Graph) -> None:
+    for node in graph:
+        if node.op_type in GATES:
+            for name in ("initial_h", "initial_c"):
+                index = slot(name)
+                state = node.inputs[index] if index < len(node.inputs) else None
+                if state is not None and is_zero(state):
+                    node.replace_input_with(index, None)
+
+
+def is_zero(value: ir.Value) -> bool:
+    """Tell whether a value is zero whatever the inputs: a constant, a filled shape, or positions of such."""
+    if value.const_value is not None:
+        return value.const_value.size > 0 and not np.any(value.const_value.numpy())
+    node = value.producer()
+    if node is None:
+        return False
+    if node.op_type == "ConstantOfShape":
+        fill = node.attributes.get("value")
+        return fill is None or not np.any(fill.as_tensor().numpy())
+    if node.op_type == "Concat":
+        return all(part is not None and is_zero(part) for part in node.inputs)
+    return node.op_type in _ZERO_STAYS_ZERO and node.inputs[0] is not None and is_zero(node.inputs[0])

@@ -1,0 +1,95 @@
+"""Operators that compute each output position from the input positions at the same place.
+
+    z = f(x, y, ...)    z[p] reads x[p], y[p], ...  and the runtime pairs them by position, so they are cut alike
+    z = x * c           z[p] does not read x[p] where the constant c[p] is zero (infinities and NaN in x apart)
+
+Broadcasting: an operand of length 1 along an axis serves every position of that axis and is not cut along it.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from toolchain.graph.cells import BlockedError, Couple, Read, Space, Statement, Transfer, couple
+from toolchain.graph.nodes import NodeView
+
+UNARY = (
+    "Abs", "Acos", "Acosh", "Asin", "Asinh", "Atan", "Atanh", "BitwiseNot", "Cast", "Ceil", "Celu", "Cos", "Cosh",
+    "Elu", "Erf", "Exp", "Floor", "Gelu", "HardSigmoid", "HardSwish", "Identity", "IsInf", "IsNaN", "LeakyRelu", "Log",
+    "Mish", "Neg", "Not", "Reciprocal", "Relu", "Round", "Selu", "Shrink", "Sigmoid", "Sign", "Sin", "Sinh",
+    "Softplus", "Softsign", "Sqrt", "Swish", "Tan", "Tanh", "ThresholdedRelu",
+)  # fmt: skip
+VARIADIC = (
+    "Add", "And", "BitShift", "BitwiseAnd", "BitwiseOr", "BitwiseXor", "Div", "Equal", "Greater", "GreaterOrEqual",
+    "Less", "LessOrEqual", "Max", "Mean", "Min", "Mod", "Mul", "Or", "PRelu", "Pow", "Sub", "Sum", "Where", "Xor",
+)  # fmt: skip
+FIRST_INPUT_ONLY = ("Clip", "Dropout")  # their other inputs are scalars
+
+
+def transfer(node: NodeView) -> Transfer:
+    """Describe an elementwise operator with broadcasting."""
+    out = node.output(0)
+    indices = [0] if node.node.op_type in FIRST_INPUT_ONLY else list(node.inputs())
+    statements: list[Statement] = []
+    for index in indices:
+        operand = node.input(index)
+        needed = _needed(node, index, out)
+        statements += [_read(out, operand, needed), *_couple(out, operand)]
+    if node.has_output(1):  # the mask of Dropout
+        statements.insert(0, Couple(a=node.output(1).cells.ravel(), b=out.cells.ravel()))
+        statements.insert(0, Read(reader=node.output(1).cells.ravel(), read=out.cells.ravel()))
+    return Transfer(statements=tuple(statements))
+
+
+def _needed(node: NodeView, index: int, out: Space) -> np.ndarray | None:
+    """Return where the output depends on input `index`, shape of `out`; None for everywhere."""
+    if node.node.op_type == "Mul":
+        factor = node.constant(1 - index)
+        return None if factor is None else _at_output(factor != 0, out)
+    if node.node.op_type == "Where" and index in (1, 2):
+        condition = node.constant(0)
+        return None if condition is None else _at_output(condition if index == 1 else ~condition, out)
+    return None
+
+
+def _at_output(mask: np.ndarray, out: Space) -> np.ndarray | None:
+    """Broadcast a constant's mask to the output's cells; None when an axis of run-time length is in the way."""
+    lengths = (1,) * (len(out.shape) - mask.ndim) + mask.shape
+    if any(dynamic and length != 1 for dynamic, length in zip(out.dynamic, lengths, strict=True)):
+        return None
+    return np.broadcast_to(mask, out.shape)
+
+
+def _aligned(out: Space, operand: Space) -> np.ndarray:
+    """Return the operand's cells with leading axes added until it has the output's rank."""
+    missing = len(out.shape) - len(operand.shape)
+    cells = operand.cells.reshape((1,) * missing + operand.shape)
+    dynamic = (False,) * missing + operand.dynamic
+    for axis, length in enumerate(out.shape):
+        if dynamic[axis] and not out.dynamic[axis] and length > 1:
+            raise BlockedError(f"axis {axis} of an operand has a run-time length and meets one of length {length}")
+    return cells
+
+
+def _read(out: Space, operand: Space, needed: np.ndarray | None) -> Read:
+    reader, read = np.broadcast_arrays(out.cells, _aligned(out, operand))
+    if needed is None or reader.shape != needed.shape:
+        return Read(reader=reader.ravel(), read=read.ravel())
+    return Read(reader=reader[needed], read=read[needed])
+
+
+def _couple(out: Space, operand: Space) -> list[Couple]:
+    """Pair an operand's cells with the output cells that the runtime pairs them with.
+
+    Axes along which the operand is repeated, right of one along which it is not, are paired at their first position
+    only: `[channels, 1]` against `[channels, width]` must lose the same channels but leaves the width free.
+    """
+    if operand.size == 1:
+        return []
+    cells = _aligned(out, operand)
+    window = out.cells
+    first_own_axis = next(axis for axis, length in enumerate(cells.shape) if length > 1)
+    for axis in range(first_own_axis, cells.ndim):
+        if cells.shape[axis] == 1 and window.shape[axis] > 1:
+            window = window.take([0], axis=axis)
+    return [couple(window, cells)]

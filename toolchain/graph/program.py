@@ -1,0 +1,188 @@
+"""A graph as statements about cells, and the demand that follows from them.
+
+    describe    every node's transfer, the interface, the carried state     (reads the graph, changes nothing)
+    demanded    which cells can still change an output                      (a least fixpoint, backwards)
+
+What no statement describes demands everything it reads and keeps its shapes: correct, and named with its reason.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from toolchain.errors import LayoutError, ModelFileError
+from toolchain.graph.cells import BlockedError, BoolArray, CellArray, Couple, Linear, Port, Read, Space, Transfer, couple, pairs
+from toolchain.graph.nodes import NodeView, Numbering
+from toolchain.graph.operators import OPERATORS
+from toolchain.graph.operators.recurrence import shared_weights
+from toolchain.recurrent import GATES, check_shapes, slot
+
+StatePair = tuple[str, str]  # graph input, graph output that the caller feeds back into it
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Program:
+    """A described graph.
+
+    `fixed` cells are the interface's and those of blocked nodes; `roots` are the outputs' cells; `carried` pairs the
+    cells of a state input with those of its output, position by position.
+    """
+
+    graph: ir.Graph
+    nodes: tuple[NodeView, ...]
+    transfers: tuple[Transfer, ...]
+    numbering: Numbering
+    roots: tuple[CellArray, ...]
+    fixed: tuple[CellArray, ...]
+    carried: tuple[Couple, ...]
+    couples: tuple[Couple, ...]
+
+    @property
+    def ports(self) -> tuple[Port, ...]:
+        """Every state port of every recurrent node."""
+        return tuple(s for transfer in self.transfers for s in transfer.statements if isinstance(s, Port))
+
+    @property
+    def neurons(self) -> tuple[Space, ...]:
+        """The nodes' own spaces."""
+        return tuple(space for transfer in self.transfers for space in transfer.neurons.values())
+
+
+def describe(graph: ir.Graph, *, carried: Sequence[StatePair], compact_state: bool) -> Program:
+    """Describe a normalised graph.
+
+    Args:
+        graph: in normal form, see `toolchain.graph.normalise`.
+        carried: state inputs with the outputs that the caller feeds back.
+        compact_state: let the carried state's own shapes shrink.
+
+    Raises:
+        LayoutError: a recurrent node's weights have inconsistent shapes.
+        ModelFileError: a carried pair does not exist or its shapes differ.
+    """
+    numbering = Numbering()
+    opset = graph.opset_imports.get("", 1)
+    nodes = tuple(NodeView(node, numbering, opset) for node in graph)
+    transfers = tuple(_transfer(node, numbering) for node in nodes)
+    inputs = {value.name: numbering.of_value(value) for value in graph.inputs}
+    outputs = {value.name: numbering.of_value(value) for value in graph.outputs}
+    state = tuple(_state_couple(pair, inputs, outputs) for pair in carried)
+    fed_back = {output for _, output in carried}
+    free = {name for pair in carried for name in pair} if compact_state else set()
+    couples = [s for transfer in transfers for s in transfer.statements if isinstance(s, Couple)]
+    couples += _joint_decisions(nodes, transfers)
+    return Program(
+        graph=graph,
+        nodes=nodes,
+        transfers=transfers,
+        numbering=numbering,
+        roots=tuple(space.cells.ravel() for name, space in outputs.items() if name not in fed_back),
+        fixed=(
+            *(cells for transfer in transfers for cells in transfer.fixed),
+            *(space.cells.ravel() for name, space in {**inputs, **outputs}.items() if name not in free),
+        ),
+        carried=state,
+        couples=(*couples, *(state if compact_state else ())),
+    )
+
+
+def demanded(program: Program) -> BoolArray:
+    """Return which cells can still change an output, shape `[num_cells]`."""
+    demand = np.zeros(program.numbering.size, dtype=np.bool_)
+    for cells in program.roots:
+        demand[cells] = True
+    while True:
+        before = int(demand.sum())
+        for transfer in reversed(program.transfers):
+            for statement in transfer.statements:
+                if isinstance(statement, Read | Linear):
+                    statement.push(demand)
+        for state in program.carried:  # the caller feeds the output back, so it is read where the input is
+            demand[state.b[demand[state.a]]] = True
+        if int(demand.sum()) == before:
+            return demand
+
+
+def _transfer(node: NodeView, numbering: Numbering) -> Transfer:
+    """Describe one node, or say why it cannot be."""
+    _check_recurrent(node)
+    operator = OPERATORS.get(node.node.op_type) if node.node.domain in ("", "ai.onnx") else None
+    if operator is None:
+        return _blocked(node, numbering, "no transfer function is known for this operator")
+    try:
+        return operator.transfer(node)
+    except BlockedError as reason:
+        return _blocked(node, numbering, str(reason))
+
+
+def _blocked(node: NodeView, numbering: Numbering, reason: str) -> Transfer:
+    """Any output needs every input, whole; nothing around the node changes shape."""
+    whole = node.neurons("whole", 1).cells
+    outputs = [numbering.of_value(value).cells.ravel() for value in node.node.outputs]
+    read = [value for value in (*node.node.inputs, *_captured(node.node)) if value is not None]
+    inputs = [numbering.of_value(value).cells.ravel() for value in read if value.const_value is None]
+    return Transfer(
+        statements=(*(pairs(cells, whole) for cells in outputs), *(pairs(whole, cells) for cells in inputs)),
+        fixed=(*outputs, *inputs),
+        blocked=reason,
+    )
+
+
+def _captured(node: ir.Node) -> list[ir.Value]:
+    """Return the values of the surrounding graph that a node's subgraphs read."""
+    captured: list[ir.Value] = []
+    for attribute in node.attributes.values():
+        graphs = {ir.AttributeType.GRAPH: lambda a: [a.as_graph()], ir.AttributeType.GRAPHS: lambda a: a.as_graphs()}
+        for graph in graphs.get(attribute.type, lambda _: [])(attribute):
+            for inner in graph.all_nodes():
+                captured += [value for value in inner.inputs if value is not None and value.graph is node.graph]
+            captured += [value for value in graph.outputs if value.graph is node.graph]
+    return captured
+
+
+def _check_recurrent(node: NodeView) -> None:
+    if node.node.op_type not in GATES or node.node.domain not in ("", "ai.onnx"):
+        return
+    shapes = {}
+    for name in ("W", "R", "B", "P"):
+        value = node.node.inputs[slot(name)] if node.has_input(slot(name)) else None
+        if value is None or value.const_value is None:
+            shapes[name] = None
+        else:
+            shapes[name] = tuple(int(length) for length in value.const_value.shape)
+    if shapes["W"] is None or shapes["R"] is None:
+        return
+    check_shapes(str(node.node.name or node.node.outputs[0].name), node.node.op_type,
+                 hidden_size=node.attribute("hidden_size"), W=shapes["W"], R=shapes["R"], B=shapes["B"], P=shapes["P"])
+
+
+def _joint_decisions(nodes: Sequence[NodeView], transfers: Sequence[Transfer]) -> list[Couple]:
+    """Couple recurrent nodes that share a weight: cut alike, they go on sharing it."""
+    owner: dict[int, Transfer] = {}
+    couples: list[Couple] = []
+    for node, transfer in zip(nodes, transfers, strict=True):
+        if "units" not in transfer.neurons:
+            continue
+        for name in ("W", "R"):
+            first = owner.setdefault(id(node.value(slot(name))), transfer)
+            same = first is not transfer and all(
+                first.neurons[kind].shape == transfer.neurons[kind].shape for kind in ("units", "inputs")
+            )
+            couples += shared_weights(first, transfer) if same else []
+    return couples
+
+
+def _state_couple(pair: StatePair, inputs: dict[str | None, Space], outputs: dict[str | None, Space]) -> Couple:
+    state_in, state_out = pair
+    for name, known, kind in ((state_in, inputs, "input"), (state_out, outputs, "output")):
+        if name not in known:
+            raise ModelFileError(f"carried state {state_in}={state_out}: the model has no {kind} {name!r}; expected one "
+                                 f"of {', '.join(sorted(map(str, known)))}. Correct --carried.")
+    if inputs[state_in].shape != outputs[state_out].shape:
+        raise ModelFileError(f"carried state {state_in}={state_out}: the shapes {inputs[state_in].shape} and "
+                             f"{outputs[state_out].shape} differ; expected equal ones. Correct --carried.")
+    return couple(inputs[state_in].cells, outputs[state_out].cells)

@@ -1,0 +1,119 @@
+"""The one module that knows how recurrent weights are laid out in ONNX.
+
+Every gate block has `hidden_size` rows; blocks are stacked along axis 1 in the order of `GATES`:
+
+    X [seq_length, batch_size, input_size]
+    W [num_directions, num_gates*hidden_size, input_size]      R [num_directions, num_gates*hidden_size, hidden_size]
+    B [num_directions, 2*num_gates*hidden_size]  (Wb then Rb)  P [num_directions, 3*hidden_size]  (LSTM peepholes, iof)
+    initial_h, initial_c [num_directions, batch_size, hidden_size]
+    Y [seq_length, num_directions, batch_size, hidden_size]    Y_h, Y_c [num_directions, batch_size, hidden_size]
+
+Source: https://onnx.ai/onnx/operators/onnx__LSTM.html, onnx__GRU.html, onnx__RNN.html
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from toolchain.errors import LayoutError
+
+Array = npt.NDArray[Any]
+IndexArray = npt.NDArray[np.intp]
+
+GATES = {"LSTM": "iofc", "GRU": "zrh", "RNN": "i"}
+INPUTS = ("X", "W", "R", "B", "sequence_lens", "initial_h", "initial_c", "P")
+OUTPUTS = ("Y", "Y_h", "Y_c")
+NUM_PEEPHOLES = 3
+
+
+def slot(name: str) -> int:
+    """Return the input index of `W`, `R`, `B`, ... of a recurrent node."""
+    return INPUTS.index(name)
+
+
+def check_shapes(
+    name: str,
+    op_type: str,
+    *,
+    hidden_size: int | None,
+    W: tuple[int, ...],
+    R: tuple[int, ...],
+    B: tuple[int, ...] | None,
+    P: tuple[int, ...] | None,
+) -> None:
+    """Refuse a recurrent node whose tensors disagree (`onnx.checker` accepts an `R` of shape `[1, 4H, H-1]`).
+
+    Args:
+        name: the node, as it is called in messages.
+        op_type: LSTM, GRU or RNN.
+        hidden_size: the node's attribute, if it has one.
+        W: shape of the input weights; R, B, P likewise.
+        R: shape of the recurrence weights.
+        B: shape of the biases, None when absent.
+        P: shape of the peepholes, None when absent.
+
+    Raises:
+        LayoutError: a shape is not what the operator's specification says.
+    """
+    if len(W) != 3 or len(R) != 3:
+        raise LayoutError(f"node {name!r}: W has shape {W} and R {R}; expected three axes each. Export the model again.")
+    H, num_gates, D = R[2], len(GATES[op_type]), W[0]
+    expected = {
+        "W": (W, (D, num_gates * H, W[2])),
+        "R": (R, (D, num_gates * H, H)),
+        "B": (B, (D, 2 * num_gates * H)),
+        "P": (P, (D, NUM_PEEPHOLES * H)),
+    }
+    if hidden_size is not None and hidden_size != H:
+        raise LayoutError(f"node {name!r}: hidden_size is {hidden_size} but R has shape {R}; expected R's last axis "
+                          f"to be hidden_size. Export the model again.")
+    for tensor, (shape, wanted) in expected.items():
+        if shape is not None and shape != wanted:
+            raise LayoutError(f"node {name!r}: {tensor} has shape {shape}; expected {wanted} for an {op_type} with "
+                              f"{H} hidden units. Export the model again.")
+
+
+def read_units(weights: Array, num_gates: int) -> npt.NDArray[np.bool_]:
+    """Tell which columns each unit's rows read, in any gate.
+
+    Args:
+        weights: `W` or `R`, shape `[num_directions, num_gates*hidden_size, columns]`.
+        num_gates: stacked blocks along axis 1.
+
+    Returns:
+        True where a weight is not zero, shape `[num_directions, hidden_size, columns]`.
+    """
+    D, rows, columns = weights.shape
+    return np.asarray((weights.reshape(D, num_gates, rows // num_gates, columns) != 0).any(axis=1))
+
+
+def take_rows(stacked: Array, kept: IndexArray, *, blocks: int) -> Array:
+    """Keep units in every block stacked along axis 1, each direction its own.
+
+    Unit `u` of direction `d` owns rows `u`, `u + hidden_size`, ... of `stacked[d]`.
+
+    Args:
+        stacked: shape `[num_directions, blocks*hidden_size, ...]`.
+        kept: units per direction, shape `[num_directions, num_kept]`.
+        blocks: gate blocks along axis 1 (twice the gates for `B`).
+
+    Returns:
+        A new array, shape `[num_directions, blocks*num_kept, ...]`.
+
+    Raises:
+        LayoutError: axis 1 does not divide into `blocks`, or an index is out of range.
+    """
+    hidden_size, rest = divmod(stacked.shape[1], blocks)
+    if rest or (kept.size and int(kept.max()) >= hidden_size):
+        raise LayoutError(f"tensor of shape {stacked.shape}: cannot keep units up to {int(kept.max())} of {blocks} "
+                          f"blocks; expected axis 1 to be {blocks} x hidden_size.")
+    rows = (np.arange(blocks)[:, None] * hidden_size + kept[:, None, :]).reshape(kept.shape[0], -1)  # [D, blocks*kept]
+    return np.stack([stacked[d][rows[d]] for d in range(stacked.shape[0])])
+
+
+def take_columns(weights: Array, kept: IndexArray) -> Array:
+    """Keep columns of the last axis, each direction its own (`kept` has shape `[num_directions, num_kept]`)."""
+    return np.stack([weights[d][:, kept[d]] for d in range(weights.shape[0])])

@@ -1,0 +1,55 @@
+"""ONNX Runtime on this machine's CPU: sessions with clear errors."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime as ort
+from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
+
+from toolchain.errors import ModelFileError
+
+# Every class that ONNX Runtime raises for a model or an input that it does not take; they share no base of their own.
+RUNTIME_ERRORS: tuple[type[Exception], ...] = (
+    ort_errors.EPFail, ort_errors.Fail, ort_errors.InvalidArgument, ort_errors.InvalidGraph, ort_errors.InvalidProtobuf,
+    ort_errors.ModelLoaded, ort_errors.NoModel, ort_errors.NoSuchFile, ort_errors.NotImplemented,
+    ort_errors.RuntimeException,
+)  # fmt: skip
+_FATAL = 4  # log level: everything below is raised as an exception anyway, or is advice for another place
+
+
+def open_session(path: Path, *, threads: int | None = None) -> ort.InferenceSession:
+    """Load a model for the CPU.
+
+    Args:
+        path: an ONNX file.
+        threads: for one operator; None lets ONNX Runtime choose.
+
+    Raises:
+        ModelFileError: ONNX Runtime refuses the model.
+    """
+    options = ort.SessionOptions()
+    options.log_severity_level = _FATAL
+    options.inter_op_num_threads = 1
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    try:
+        return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except RUNTIME_ERRORS as error:
+        raise ModelFileError(f"{path}: ONNX Runtime {ort.__version__} does not take it ({first_line(error)}); expected a "
+                             "model that runs there. Export it for a lower opset, or update onnxruntime.") from error
+
+
+def run(session: ort.InferenceSession, feeds: dict[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
+    """Run once and return every tensor output by name."""
+    names = [output.name for output in session.get_outputs()]
+    return {name: np.asarray(value) for name, value in zip(names, session.run(names, feeds), strict=True)}
+
+
+def first_line(error: Exception) -> str:
+    """Return an error's text as one line without ONNX Runtime's own prefix."""
+    text = " ".join(str(error).split())
+    return text.split(" : ", 2)[-1][:300]
