@@ -114,9 +114,9 @@ def next_step(rows: Sequence[Row]) -> str:
     best = max(compared, key=lambda row: float(row["speedup_low"]))
     if best["speedup_low"] > 1:
         return f"Next: ship {best['model']}; --json FILE keeps the raw samples."
-    return (
-        "Next: narrow the interval with --processes 16 --seconds 16, or remove more: toolchain train --help"
-    )
+    if best["speedup_high"] < 1:
+        return f"Next: ship {best['baseline']}; none of the others is faster."
+    return "Next: narrow the interval with --processes 16 --seconds 16, or make the model smaller."
 
 
 def short_name(name: str) -> str:

@@ -1,0 +1,178 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import bench_models
+import onnx
+import pytest
+from click.testing import CliRunner
+from toolchain.bench import measure, runner
+
+from toolchain.cli import cli
+from toolchain.errors import BenchError, ModelFileError, OutputError
+
+QUICK = ["--processes", "5", "--seconds", "0.5"]
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def bench(*arguments):
+    return CliRunner().invoke(cli, ["bench", *map(str, arguments)])
+
+
+def test_without_names_the_shrunk_model_is_compared_and_found_faster(folder):
+    """The baseline's hidden layer is 32 times wider: no noise can hide that."""
+    bench_models.lstm(folder / "model.onnx", hidden=256)
+    bench_models.lstm(folder / "model.shrunk.onnx", hidden=8)
+    result = bench("--device", "cpu", *QUICK, "--json", "r.json", "--csv", "r.csv")
+    assert result.exit_code == 0, result.output
+    assert "model.shrunk.onnx ran " in result.output
+    assert "x faster than model.onnx at 35 steps (95% interval " in result.output
+    document = json.loads((folder / "r.json").read_text())
+    assert [(row["model"], row["steps"]) for row in document["rows"]] == [
+        ("model.onnx", 1), ("model.shrunk.onnx", 1), ("model.onnx", 35), ("model.shrunk.onnx", 35)
+    ]  # fmt: skip
+    last = document["rows"][-1]
+    assert last["significant"]
+    assert last["speedup"] > 3
+    assert last["speedup_low"] <= last["speedup"] <= last["speedup_high"]
+    assert last["samples_s"][0][0] > 0
+    assert document["machine"]["emulated"] is False
+    assert len((folder / "r.csv").read_text().splitlines()) == 5
+
+
+def test_a_slowed_model_is_found_slower(folder):
+    bench_models.lstm(folder / "fast.onnx", hidden=8)
+    bench_models.lstm(folder / "slow.onnx", hidden=256)
+    result = bench("slow.onnx", "--baseline", "fast.onnx", "--steps", 35, *QUICK)
+    assert result.exit_code == 0, result.output
+    assert "slow.onnx ran " in result.output
+    assert "x slower than fast.onnx at 35 steps" in result.output
+
+
+def test_a_model_against_itself_is_close_to_1_and_says_so_consistently(folder):
+    """5% of such intervals may leave out 1, so what is demanded holds always: near 1, verdict = interval."""
+    bench_models.lstm(folder / "m.onnx", hidden=64)
+    result = bench("m.onnx", "--baseline", "m.onnx", "--steps", 35, *QUICK, "--json", "r.json")
+    assert result.exit_code == 0, result.output
+    row = json.loads((folder / "r.json").read_text())["rows"][1]
+    assert 0.7 < row["speedup"] < 1.4
+    assert row["significant"] is not (row["speedup_low"] <= 1 <= row["speedup_high"])
+    assert ("not significantly faster or slower" in result.output) is not row["significant"]
+
+
+@pytest.mark.parametrize("make", [bench_models.batch_first, bench_models.tokens, bench_models.streaming_gru])
+def test_any_recurrent_model_is_measured_at_the_shapes_asked_for(folder, make):
+    make(folder / "m.onnx")
+    result = bench(
+        "m.onnx", "--steps", "1,7", "--batch", "2", "--processes", 2, "--seconds", 0.1, "--json", "r.json"
+    )
+    assert result.exit_code == 0, result.output
+    rows = json.loads((folder / "r.json").read_text())["rows"]
+    assert [(row["steps"], row["batch"]) for row in rows] == [(1, 2), (7, 2)]
+    assert [row["state_fed_back"] for row in rows] == [make is bench_models.streaming_gru, False]
+
+
+def test_rows_say_what_a_static_model_really_ran(folder):
+    bench_models.static_gru(folder / "m.onnx", steps=6)
+    result = bench("m.onnx", "--processes", 2, "--seconds", 0.1, "--json", "r.json")
+    assert result.exit_code == 0, result.output
+    rows = json.loads((folder / "r.json").read_text())["rows"]
+    assert [(row["steps"], row["batch"]) for row in rows] == [(6, 2)]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "text"),
+    [
+        ([], ModelFileError, r"^model\.onnx: no such file; .*Write one with `toolchain train`"),
+        (["none.onnx"], ModelFileError, r"^none\.onnx: no such file; expected an ONNX model\."),
+        (["m.onnx", "--device", "rpi9"], BenchError, r"^device 'rpi9': is not known; expected one of: cpu"),
+        (["m.onnx", "--json", "none/r.json"], OutputError, r"^none/r\.json: its folder none does not exist"),
+        (["bad.onnx"], ModelFileError, r"^bad\.onnx: ONNX Runtime does not load it \(.*Frobnicate"),
+    ],
+)  # fmt: skip
+def test_bad_input_is_one_line_and_writes_nothing(folder, arguments, error, text):
+    bench_models.lstm(folder / "m.onnx")
+    model = onnx.load("m.onnx")
+    model.graph.node[0].op_type = "Frobnicate"
+    onnx.save(model, "bad.onnx")
+    before = sorted(folder.iterdir())
+    result = bench(*arguments)
+    assert type(result.exception) is error
+    assert "\n" not in str(result.exception)
+    with pytest.raises(error, match=text):
+        raise result.exception
+    assert sorted(folder.iterdir()) == before
+
+
+def test_a_missing_shrunk_model_names_the_command_that_writes_it(folder):
+    bench_models.lstm(folder / "model.onnx")
+    with pytest.raises(ModelFileError, match=r"Write it with `toolchain shrink model\.onnx`"):
+        raise bench().exception
+
+
+def test_inputs_that_a_model_refuses_name_their_shapes(folder):
+    """A 3x3 kernel without padding needs three steps; one step is the user's to change."""
+    node, weights = bench_models.recurrent("LSTM", "frames", hidden=8, inputs=4)
+    conv = onnx.helper.make_node("Conv", ["X", "kernel"], ["convolved"])
+    transpose = onnx.helper.make_node("Transpose", ["convolved"], ["frames"], perm=[2, 0, 1])
+    initializers = [bench_models.constant("kernel", (4, 6, 3)), *weights]
+    inputs = [("X", onnx.TensorProto.FLOAT, ("a", 6, "c"))]
+    bench_models.save(folder / "m.onnx", [conv, transpose, node], initializers, inputs, ["Y"])
+    result = bench("m.onnx", "--steps", 1, *QUICK)
+    assert type(result.exception) is BenchError
+    assert "expected it to accept X (1, 6, 1). Choose other --steps or --batch." in str(result.exception)
+
+
+def test_emulated_time_is_refused(folder, monkeypatch):
+    bench_models.lstm(folder / "m.onnx")
+    monkeypatch.setattr(measure.platform, "machine", lambda: "aarch64")
+    monkeypatch.setattr(runner, "elf_machine", lambda: 62)
+    result = bench("m.onnx")
+    assert isinstance(result.exception, BenchError)
+    assert "this Python says aarch64 but runs under emulation (ELF machine 62)" in str(result.exception)
+
+
+def test_more_threads_than_cpus_are_warned_about(folder):
+    bench_models.lstm(folder / "m.onnx")
+    result = bench("m.onnx", "--threads", 999, "--steps", 1, "--processes", 2, "--seconds", 0.1)
+    assert "warning: 999 threads on " in result.output
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["--steps", "0"], ["--steps", "a"], ["--batch", ""], ["--threads", "-1"], ["--processes", "1"],
+     ["--seconds", "0"], ["--seed", "-1"], ["--nonsense"]],
+)  # fmt: skip
+def test_options_out_of_range_are_usage_errors(folder, arguments):
+    result = bench(*arguments)
+    assert result.exit_code == 2
+    assert "Error: " in result.output
+
+
+def test_help_imports_nothing_heavy():
+    code = (
+        "import sys; from toolchain.cli import cli\n"
+        "try: cli(['bench', '--help'])\n"
+        "except SystemExit: pass\n"
+        "print(sorted({'numpy', 'pandas', 'onnx', 'onnxruntime', 'rich.table'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+    assert "model.shrunk.onnx against model.onnx" in done.stdout
+
+
+def test_an_expected_error_ends_the_process_with_one_line_and_exit_code_1(folder):
+    done = subprocess.run(
+        [sys.executable, "-m", "toolchain", "bench", "none.onnx"], capture_output=True, text=True, cwd=folder
+    )
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert done.stderr.startswith("error: none.onnx: no such file")
+    assert len(done.stderr.splitlines()) == 1
