@@ -227,8 +227,15 @@ def _input_gates(model: nn.Module) -> dict[str, list[HardConcrete]]:
     modules, sources = _gated_modules(model), fed_by(model)
     gates = {}
     for name, module in modules.items():
-        site = (name, "input") if module.input_gate is not None else (sources[name], "hidden")
-        gates[name] = _site_gates(modules, parameter_name(*site))
+        if module.input_gate is not None:
+            gates[name] = [module.input_gate]
+        elif name in sources:
+            gates[name] = _site_gates(modules, parameter_name(sources[name], "hidden"))
+        else:
+            raise TrainingError(
+                f"module {name!r}: has no input gate and no neuron link feeds it; expected the model that "
+                "gate() returned. Pass that model itself, not a wrapper or a part of it."
+            )
     return gates
 
 

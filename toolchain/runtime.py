@@ -50,6 +50,6 @@ def run(session: ort.InferenceSession, feeds: dict[str, npt.NDArray[Any]]) -> di
 
 
 def first_line(error: Exception) -> str:
-    """Return an error's text as one line without ONNX Runtime's own prefix."""
+    """Return an error's text as one line without ONNX Runtime's own prefixes and the file's path."""
     text = " ".join(str(error).split())
-    return text.split(" : ", 2)[-1][:300]
+    return text.split(" : ", 2)[-1].rpartition(" failed:")[2][:300]

@@ -93,8 +93,10 @@ def written_whole(path: Path) -> Iterator[Path]:
 def save_model(model: ir.Model, path: Path) -> None:
     """Write a model at `path`, its weights beside it where one file cannot hold them."""
     weights = sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value is not None)
-    external = f"{path.name}.data" if weights > MAX_EMBEDDED_BYTES else None
-    ir.save(model, path, external_data=external)
+    if weights > MAX_EMBEDDED_BYTES:
+        ir.save(model, path, external_data=f"{path.name}.data")
+    else:
+        ir.save(ir.external_data.load_to_model(model), path)
 
 
 def file_bytes(path: Path) -> int:

@@ -79,7 +79,11 @@ def _lift_weights(graph: ir.Graph) -> dict[str, ir.TensorProtocol]:
     lifted: dict[str, ir.TensorProtocol] = {}
     for name, value in list(graph.initializers.items()):
         tensor = value.const_value
-        if tensor is not None and tensor.size > LIFTED_ELEMENTS and name not in outputs:
+        if tensor is None or name in outputs:
+            continue
+        if tensor.size <= LIFTED_ELEMENTS:
+            value.const_value = ir.tensor(np.array(tensor.numpy()), name=name)  # in memory, wherever it was
+        else:
             lifted[name] = tensor
             del graph.initializers[name]
             value.const_value = None
