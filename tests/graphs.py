@@ -14,12 +14,22 @@ OPSET = 17
 
 
 def recurrent_weights(
-    op_type: str, *, input_size: int, hidden_size: int, directions: int = 1, seed: int = 0, dtype: type = np.float32
+    op_type: str,
+    *,
+    input_size: int,
+    hidden_size: int,
+    directions: int = 1,
+    seed: int = 0,
+    dtype: type = np.float32,
 ) -> dict[str, np.ndarray]:
     """Return W, R and B with random content, stacked gate by gate."""
     rng = np.random.default_rng(seed)
     rows = GATES[op_type] * hidden_size
-    shapes = {"W": (directions, rows, input_size), "R": (directions, rows, hidden_size), "B": (directions, 2 * rows)}
+    shapes = {
+        "W": (directions, rows, input_size),
+        "R": (directions, rows, hidden_size),
+        "B": (directions, 2 * rows),
+    }
     return {name: (0.4 * rng.standard_normal(shape)).astype(dtype) for name, shape in shapes.items()}
 
 
@@ -85,11 +95,16 @@ def layer_with_head(
     kill(head, dead_rows, axis=0)
     attributes = {"hidden_size": hidden_size, "direction": "bidirectional" if directions == 2 else "forward"}
     if middle is None:
-        middle = [helper.make_node("Transpose", ["Y"], ["Yt"], perm=[0, 2, 1, 3]),
-                  helper.make_node("Reshape", ["Yt", "side_by_side"], ["M"])]
+        middle = [
+            helper.make_node("Transpose", ["Y"], ["Yt"], perm=[0, 2, 1, 3]),
+            helper.make_node("Reshape", ["Yt", "side_by_side"], ["M"]),
+        ]
         extra = {"side_by_side": np.array([0, 0, -1]), **(extra or {})}
-    nodes = [helper.make_node(op_type, ["X", "W", "R", "B"], ["Y", "Y_h"], name="layer", **attributes), *middle,
-             helper.make_node("MatMul", ["M", "head"], ["Z"], name="head")]
+    nodes = [
+        helper.make_node(op_type, ["X", "W", "R", "B"], ["Y", "Y_h"], name="layer", **attributes),
+        *middle,
+        helper.make_node("MatMul", ["M", "head"], ["Z"], name="head"),
+    ]
     inputs, outputs = [value("X", ["T", "B", 5])], [value("Z", [None] * out_rank)]
     return save(path, nodes, inputs, outputs, {**weights, "head": head, **(extra or {})}, opset=opset)
 

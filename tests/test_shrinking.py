@@ -181,7 +181,9 @@ def test_compact_state_narrows_the_interface(tmp_path: Path, directions: int) ->
     result = toolchain.shrink(source, compact_state=True)
     model = onnx.load(result.output)
     widths = {v.name: v.type.tensor_type.shape.dim[2].dim_value for v in [*model.graph.input, *model.graph.output]}
-    assert {name: widths[name] for name in ("h", "c", "h_out", "c_out")} == dict.fromkeys(("h", "c", "h_out", "c_out"), 5)
+    assert {name: widths[name] for name in ("h", "c", "h_out", "c_out")} == dict.fromkeys(
+        ("h", "c", "h_out", "c_out"), 5
+    )
     wide = stream(source, np.zeros((directions, 2, 8), np.float32))
     narrow = stream(result.output, np.zeros((directions, 2, 5), np.float32))
     for expected, actual in zip(wide, narrow, strict=True):
@@ -346,7 +348,7 @@ def test_a_model_that_the_runtime_refuses_is_named(tmp_path: Path) -> None:
     model = onnx.load(source)
     model.opset_import[0].version = 99
     onnx.save(model, source)
-    with pytest.raises(ModelFileError, match="ONNX Runtime .* does not take it"):
+    with pytest.raises(ModelFileError, match=r"ONNX Runtime .* does not take it"):
         toolchain.shrink(source)
     assert [path.name for path in tmp_path.iterdir()] == ["m.onnx"]
 

@@ -64,7 +64,10 @@ def test_nan_is_caught(model: Path, tmp_path: Path) -> None:
 
 def test_a_wrong_shape_is_caught(model: Path, tmp_path: Path) -> None:
     other = with_constant(model, tmp_path / "other.onnx", "head", lambda head: head[:, :2])
-    with pytest.raises(ParityError, match=r"output 'Z': is float32\[1, 1, 2\] at 1 steps x batch 1; expected float32\[1, 1, 3\]"):
+    with pytest.raises(
+        ParityError,
+        match=r"output 'Z': is float32\[1, 1, 2\] at 1 steps x batch 1; expected float32\[1, 1, 3\]",
+    ):
         verify(model, other)
 
 

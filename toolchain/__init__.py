@@ -25,7 +25,7 @@ _HOMES = {
 __all__ = ["__version__", *_HOMES]  # noqa: PLE0604  (the strings are the keys above)
 
 
-def __getattr__(name: str) -> Any:  # noqa: ANN401  (a module attribute may be anything)
+def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'toolchain' has no attribute {name!r}")
     return getattr(importlib.import_module(_HOMES[name]), name)

@@ -59,7 +59,9 @@ def check_shapes(
         LayoutError: a shape is not what the operator's specification says.
     """
     if len(W) != 3 or len(R) != 3:
-        raise LayoutError(f"node {name!r}: W has shape {W} and R {R}; expected three axes each. Export the model again.")
+        raise LayoutError(
+            f"node {name!r}: W has shape {W} and R {R}; expected three axes each. Export the model again."
+        )
     H, num_gates, D = R[2], len(GATES[op_type]), W[0]
     expected = {
         "W": (W, (D, num_gates * H, W[2])),
@@ -68,12 +70,16 @@ def check_shapes(
         "P": (P, (D, NUM_PEEPHOLES * H)),
     }
     if hidden_size is not None and hidden_size != H:
-        raise LayoutError(f"node {name!r}: hidden_size is {hidden_size} but R has shape {R}; expected R's last axis "
-                          f"to be hidden_size. Export the model again.")
+        raise LayoutError(
+            f"node {name!r}: hidden_size is {hidden_size} but R has shape {R}; expected R's last axis "
+            f"to be hidden_size. Export the model again."
+        )
     for tensor, (shape, wanted) in expected.items():
         if shape is not None and shape != wanted:
-            raise LayoutError(f"node {name!r}: {tensor} has shape {shape}; expected {wanted} for an {op_type} with "
-                              f"{H} hidden units. Export the model again.")
+            raise LayoutError(
+                f"node {name!r}: {tensor} has shape {shape}; expected {wanted} for an {op_type} with "
+                f"{H} hidden units. Export the model again."
+            )
 
 
 def read_units(weights: Array, num_gates: int) -> npt.NDArray[np.bool_]:
@@ -108,8 +114,10 @@ def take_rows(stacked: Array, kept: IndexArray, *, blocks: int) -> Array:
     """
     hidden_size, rest = divmod(stacked.shape[1], blocks)
     if rest or (kept.size and int(kept.max()) >= hidden_size):
-        raise LayoutError(f"tensor of shape {stacked.shape}: cannot keep units up to {int(kept.max())} of {blocks} "
-                          f"blocks; expected axis 1 to be {blocks} x hidden_size.")
+        raise LayoutError(
+            f"tensor of shape {stacked.shape}: cannot keep units up to {int(kept.max())} of {blocks} "
+            f"blocks; expected axis 1 to be {blocks} x hidden_size."
+        )
     rows = (np.arange(blocks)[:, None] * hidden_size + kept[:, None, :]).reshape(kept.shape[0], -1)  # [D, blocks*kept]
     return np.stack([stacked[d][rows[d]] for d in range(stacked.shape[0])])
 

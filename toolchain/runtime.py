@@ -39,8 +39,10 @@ def open_session(path: Path, *, threads: int | None = None) -> ort.InferenceSess
     try:
         return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except RUNTIME_ERRORS as error:
-        raise ModelFileError(f"{path}: ONNX Runtime {ort.__version__} does not take it ({first_line(error)}); expected a "
-                             "model that runs there. Export it for a lower opset, or update onnxruntime.") from error
+        raise ModelFileError(
+            f"{path}: ONNX Runtime {ort.__version__} does not take it ({first_line(error)}); expected a "
+            "model that runs there. Export it for a lower opset, or update onnxruntime."
+        ) from error
 
 
 def run(session: ort.InferenceSession, feeds: dict[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:

@@ -1,6 +1,6 @@
 """The stage `shrink`: one ONNX file in, a smaller one out, proven equal before it gets its name.
 
-    load -> normalise -> plan: demand, layout -> apply: rewrite -> verify -> rename
+load -> normalise -> plan: demand, layout -> apply: rewrite -> verify -> rename
 """
 
 from __future__ import annotations
@@ -20,7 +20,14 @@ from toolchain.graph.carried import declared_state, find_state
 from toolchain.graph.loading import file_bytes, load_model, save_model, written_whole
 from toolchain.graph.normalise import Normalised, normalise
 from toolchain.graph.program import StatePair
-from toolchain.graph.surgery import NodeChange, SurgeryPlan, apply_surgery, multiply_adds, parameters, plan_surgery
+from toolchain.graph.surgery import (
+    NodeChange,
+    SurgeryPlan,
+    apply_surgery,
+    multiply_adds,
+    parameters,
+    plan_surgery,
+)
 from toolchain.verification import Parity, verify
 
 SCHEMA = 1
@@ -147,8 +154,16 @@ def shrink(
             after = Sizes(parameters=parameters(smaller), multiply_adds=multiply_adds(smaller), bytes=before.bytes)
         elif plan.removes_something:
             status = "written"
-            after, parity = _write(plan, normalised, source, target, None if masked is None else Path(masked), pairs,
-                                   compact_state, progress)
+            after, parity = _write(
+                plan,
+                normalised,
+                source,
+                target,
+                None if masked is None else Path(masked),
+                pairs,
+                compact_state,
+                progress,
+            )
         return ShrinkResult(
             status=status,
             source=source,
@@ -186,8 +201,10 @@ def _as_file(model: str | Path | onnx.ModelProto | ir.Model, output: str | Path 
 def _check_targets(source: Path, *targets: Path | None) -> None:
     for target in targets:
         if target is not None and target.resolve() == source.resolve():
-            raise OutputError(f"{target}: is the model to shrink; expected another file, because the input is never "
-                              "changed. Choose another name with -o.")
+            raise OutputError(
+                f"{target}: is the model to shrink; expected another file, because the input is never "
+                "changed. Choose another name with -o."
+            )
 
 
 def _carried(
@@ -197,8 +214,10 @@ def _carried(
     pairs = declared if asked is None else find_state(graph) if isinstance(asked, str) else tuple(asked)
     outputs = {str(value.name) for value in graph.outputs}
     if outputs <= {output for _, output in pairs}:
-        raise ModelFileError(f"{source}: all of its outputs ({', '.join(sorted(outputs))}) are carried state; expected at "
-                             "least one that somebody reads. Name the pairs that are state with --carried IN=OUT.")
+        raise ModelFileError(
+            f"{source}: all of its outputs ({', '.join(sorted(outputs))}) are carried state; expected at "
+            "least one that somebody reads. Name the pairs that are state with --carried IN=OUT."
+        )
     return pairs
 
 

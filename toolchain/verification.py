@@ -62,7 +62,12 @@ class Parity:
 
 
 def verify(
-    reference: Path, candidate: Path, *, carried: Sequence[StatePair] = (), compact_state: bool = False, seed: int = 0
+    reference: Path,
+    candidate: Path,
+    *,
+    carried: Sequence[StatePair] = (),
+    compact_state: bool = False,
+    seed: int = 0,
 ) -> Parity:
     """Compare two models.
 
@@ -85,13 +90,17 @@ def verify(
     results = []
     for case, calls in expected.items():
         feeds = _case_feeds(interface, case, carried, seed)
-        feeds = [_with_zero_state(feed, candidate_interface, case, carried) for feed in feeds] if compact_state else feeds
+        feeds = (
+            [_with_zero_state(feed, candidate_interface, case, carried) for feed in feeds] if compact_state else feeds
+        )
         try:
             actual = _run_case(session, feeds, carried)
         except RUNTIME_ERRORS as error:
-            raise ParityError(f"{candidate.name}: does not run at {_where(case)} where the original does "
-                              f"({first_line(error)}); expected equal outputs. Nothing was written; please report "
-                              "this model.") from error
+            raise ParityError(
+                f"{candidate.name}: does not run at {_where(case)} where the original does "
+                f"({first_line(error)}); expected equal outputs. Nothing was written; please report "
+                "this model."
+            ) from error
         results.append(_compare(case, calls, actual))
     return Parity(
         max_abs_diff=max(result.max_abs_diff for result in results),
@@ -100,12 +109,13 @@ def verify(
     )
 
 
-def _open_candidate(candidate: Path) -> Any:  # noqa: ANN401  (onnxruntime has no types)
+def _open_candidate(candidate: Path) -> Any:
     try:
         return open_session(candidate)
     except ModelFileError as error:
-        raise ParityError(f"{candidate.name}: {str(error).partition(': ')[2]} Nothing was written; please report this "
-                          "model.") from error
+        raise ParityError(
+            f"{candidate.name}: {str(error).partition(': ')[2]} Nothing was written; please report this model."
+        ) from error
 
 
 def _cases(interface: ModelInterface, carried: Sequence[StatePair], compact_state: bool) -> Iterator[Case]:
@@ -137,13 +147,17 @@ def _expected(
             continue
         expected[case] = [{name: array for name, array in call.items() if name not in state_outputs} for call in calls]
     if not expected:
-        raise ModelFileError(f"{reference}: runs at none of {len(cases)} input shapes tried ({refused}); expected a model "
-                             "that runs on random inputs. Check its inputs with `toolchain bench`.")
+        raise ModelFileError(
+            f"{reference}: runs at none of {len(cases)} input shapes tried ({refused}); expected a model "
+            "that runs on random inputs. Check its inputs with `toolchain bench`."
+        )
     finite = any(np.isfinite(array).any() for calls in expected.values() for call in calls for array in call.values()
                  if array.dtype.kind in "fiub")  # fmt: skip
     if not finite:
-        raise ModelFileError(f"{reference}: returns no finite number on random inputs; expected outputs that can be "
-                             "compared. Check the model.")
+        raise ModelFileError(
+            f"{reference}: returns no finite number on random inputs; expected outputs that can be "
+            "compared. Check the model."
+        )
     return expected
 
 
@@ -180,7 +194,7 @@ def _with_zero_state(feeds: Arrays, candidate: ModelInterface, case: Case, carri
     return {**feeds, **{feed.name: np.zeros(feed.shape, feed.dtype) for feed in own if feed.name in states}}
 
 
-def _run_case(session: Any, calls: Sequence[Arrays], carried: Sequence[StatePair]) -> list[Arrays]:  # noqa: ANN401
+def _run_case(session: Any, calls: Sequence[Arrays], carried: Sequence[StatePair]) -> list[Arrays]:
     """Run calls in a row, each fed the state of the one before."""
     results: list[Arrays] = []
     for feeds in calls:
@@ -198,8 +212,10 @@ def _compare(case: Case, expected: Sequence[Arrays], actual: Sequence[Arrays]) -
             array = got.get(name)
             if array is None or array.shape != reference.shape or array.dtype != reference.dtype:
                 found = "missing" if array is None else f"{array.dtype}{list(array.shape)}"
-                raise ParityError(f"output {name!r}: is {found} at {where}; expected {reference.dtype}"
-                                  f"{list(reference.shape)}. Nothing was written; please report this model.")
+                raise ParityError(
+                    f"output {name!r}: is {found} at {where}; expected {reference.dtype}"
+                    f"{list(reference.shape)}. Nothing was written; please report this model."
+                )
             absolute, relative = _difference(name, reference, array, where)
             worst_abs, worst_rel = max(worst_abs, absolute), max(worst_rel, relative)
     return CaseResult(case=case, max_abs_diff=worst_abs, max_rel_diff=worst_rel)
@@ -208,20 +224,26 @@ def _compare(case: Case, expected: Sequence[Arrays], actual: Sequence[Arrays]) -
 def _difference(name: str, reference: npt.NDArray[Any], array: npt.NDArray[Any], where: str) -> tuple[float, float]:
     if reference.dtype.kind not in "f":
         if not np.array_equal(reference, array):
-            raise ParityError(f"output {name!r}: differs at {where}; expected equal {reference.dtype} values. Nothing was "
-                              "written; please report this model.")
+            raise ParityError(
+                f"output {name!r}: differs at {where}; expected equal {reference.dtype} values. Nothing was "
+                "written; please report this model."
+            )
         return 0.0, 0.0
     finite = np.isfinite(reference)
     if not np.array_equal(reference[~finite], array[~finite], equal_nan=True) or not np.isfinite(array[finite]).all():
-        raise ParityError(f"output {name!r}: has infinities or NaN at {where} where the original has none, or the other "
-                          "way round; expected equal values. Nothing was written; please report this model.")
+        raise ParityError(
+            f"output {name!r}: has infinities or NaN at {where} where the original has none, or the other "
+            "way round; expected equal values. Nothing was written; please report this model."
+        )
     difference = np.abs(reference[finite].astype(np.float64) - array[finite].astype(np.float64))
     worst = float(difference.max(initial=0.0))
     scale = float(np.abs(reference[finite]).max(initial=0.0))
     allowed = TOLERANCE.get(str(reference.dtype), _ABSENT_TOLERANCE) * max(1.0, scale)
     if worst > allowed:
-        raise ParityError(f"output {name!r}: differs by {worst:.3g} at {where}; expected at most {allowed:.3g}. Nothing "
-                          "was written; please report this model.")
+        raise ParityError(
+            f"output {name!r}: differs by {worst:.3g} at {where}; expected at most {allowed:.3g}. Nothing "
+            "was written; please report this model."
+        )
     return worst, worst / scale if scale else 0.0
 
 

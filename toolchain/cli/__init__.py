@@ -46,7 +46,7 @@ class LazyGroup(click.Group):
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="toolchain")
 def cli() -> None:
-    """Make recurrent networks (LSTM, GRU, RNN) small and fast where they are deployed.
+    r"""Make recurrent networks (LSTM, GRU, RNN) small and fast where they are deployed.
 
     \b
     toolchain train                  -> model.onnx

@@ -34,7 +34,7 @@ def _state_pairs(ctx: click.Context, parameter: click.Parameter, values: tuple[s
 
 @click.command()
 @click.argument("model", type=click.Path(path_type=Path))
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="File to write [MODEL.shrunk.onnx beside MODEL].")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="File to write [beside MODEL: *.shrunk.onnx].")
 @click.option("--dry-run", is_flag=True, help="Decide and print; write no model.")
 @click.option("--carried", multiple=True, callback=_state_pairs, metavar="auto|IN=OUT",
               help="State outputs that the caller feeds back into inputs [what the model's metadata declares].")  # fmt: skip
@@ -84,8 +84,9 @@ def _write_json(path: Path | None, content: dict[str, object]) -> None:
         unfinished.replace(path)
     except OSError as error:
         unfinished.unlink(missing_ok=True)
-        raise OutputError(f"{path}: cannot be written ({error.strerror}); expected a writable place. Choose another with "
-                          "--json.") from error
+        raise OutputError(
+            f"{path}: cannot be written ({error.strerror}); expected a writable place. Choose another with --json."
+        ) from error
 
 
 def _print(result: ShrinkResult) -> None:

@@ -31,8 +31,10 @@ def declared_state(model: ir.Model, path: Path) -> tuple[StatePair, ...]:
     try:
         return tuple((str(state_in), str(state_out)) for state_in, state_out in json.loads(text))
     except (ValueError, TypeError) as error:
-        raise ModelFileError(f"{path}: metadata {METADATA_KEY} is {text!r}; expected a JSON list of [input, output] pairs. "
-                             "Correct it, or remove it.") from error
+        raise ModelFileError(
+            f"{path}: metadata {METADATA_KEY} is {text!r}; expected a JSON list of [input, output] pairs. "
+            "Correct it, or remove it."
+        ) from error
 
 
 def find_state(graph: ir.Graph) -> tuple[StatePair, ...]:

@@ -19,7 +19,10 @@ class Edits:
     def __init__(self, graph: ir.Graph) -> None:
         self._graph = graph
         self._made: dict[tuple[str, bytes], ir.Value] = {}
-        self._names = set(graph.initializers) | {value.name for node in graph.all_nodes() for value in node.outputs}
+        self._names: set[str | None] = {
+            *graph.initializers,
+            *(v.name for node in graph.all_nodes() for v in node.outputs),
+        }
         self._names |= {value.name for value in graph.inputs}
 
     def put(self, node: ir.Node, index: int, array: npt.NDArray[Any]) -> None:
@@ -35,7 +38,9 @@ class Edits:
         if key not in self._made:
             tensor = ir.tensor(array)
             name = self.fresh(stem)
-            value = ir.Value(name=name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
+            value = ir.Value(
+                name=name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor
+            )
             self._graph.register_initializer(value)
             self._made[key] = value
         return self._made[key]
@@ -49,21 +54,43 @@ class Edits:
         self._names.add(name)
         return name
 
-    def before(self, node: ir.Node, op_type: str, inputs: Sequence[ir.Value], attributes: Attributes, *,
-               num_outputs: int = 1) -> Sequence[ir.Value]:
+    def before(
+        self,
+        node: ir.Node,
+        op_type: str,
+        inputs: Sequence[ir.Value],
+        attributes: Attributes,
+        *,
+        num_outputs: int = 1,
+    ) -> Sequence[ir.Value]:
         """Insert an operator in front of `node` and return its outputs."""
         return self._insert(node, op_type, inputs, attributes, num_outputs, after=False)
 
-    def after(self, node: ir.Node, op_type: str, inputs: Sequence[ir.Value], attributes: Attributes, *,
-              num_outputs: int = 1) -> tuple[ir.Node, Sequence[ir.Value]]:
+    def after(
+        self,
+        node: ir.Node,
+        op_type: str,
+        inputs: Sequence[ir.Value],
+        attributes: Attributes,
+        *,
+        num_outputs: int = 1,
+    ) -> tuple[ir.Node, Sequence[ir.Value]]:
         """Insert an operator behind `node`; return it, as the place for the next one, and its outputs."""
         outputs = self._insert(node, op_type, inputs, attributes, num_outputs, after=True)
         producer = outputs[0].producer()
         assert producer is not None
         return producer, outputs
 
-    def _insert(self, node: ir.Node, op_type: str, inputs: Sequence[ir.Value], attributes: Attributes,
-                num_outputs: int, *, after: bool) -> Sequence[ir.Value]:
+    def _insert(
+        self,
+        node: ir.Node,
+        op_type: str,
+        inputs: Sequence[ir.Value],
+        attributes: Attributes,
+        num_outputs: int,
+        *,
+        after: bool,
+    ) -> Sequence[ir.Value]:
         outputs = [ir.Value(name=self.fresh(f"{inputs[0].name}_{op_type.lower()}")) for _ in range(num_outputs)]
         new = ir.node(op_type, list(inputs), dict(attributes), outputs=outputs, name=outputs[0].name)
         (self._graph.insert_after if after else self._graph.insert_before)(node, [new])

@@ -28,8 +28,9 @@ def load_model(path: Path) -> ir.Model:
     try:
         model = ir.serde.deserialize_model(proto)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise ModelFileError(f"{path}: the graph is damaged ({_line(error)}); expected a valid ONNX model. "
-                             "Export it again.") from error
+        raise ModelFileError(
+            f"{path}: the graph is damaged ({_line(error)}); expected a valid ONNX model. Export it again."
+        ) from error
     ir.external_data.set_base_dir(model.graph, path.parent)
     _check_external(path, model)
     return model
@@ -41,13 +42,15 @@ def _parse(path: Path) -> onnx.ModelProto:
     try:
         proto = onnx.load(path, load_external_data=False)
     except FileNotFoundError as error:
-        raise ModelFileError(f"{path}: no such file; expected an ONNX model. `toolchain train` writes one, or export "
-                             "your own.") from error
+        raise ModelFileError(
+            f"{path}: no such file; expected an ONNX model. `toolchain train` writes one, or export your own."
+        ) from error
     except OSError as error:
         raise ModelFileError(f"{path}: cannot be read ({error.strerror}); expected a readable file.") from error
     except (DecodeError, UnicodeDecodeError) as error:
-        raise ModelFileError(f"{path}: is not an ONNX file, or only a part of one; expected a complete model. "
-                             "Export or copy it again.") from error
+        raise ModelFileError(
+            f"{path}: is not an ONNX file, or only a part of one; expected a complete model. Export or copy it again."
+        ) from error
     if not proto.graph.node or not proto.opset_import:
         raise ModelFileError(f"{path}: holds no graph; expected an ONNX model with nodes. Export or copy it again.")
     return proto
@@ -59,13 +62,17 @@ def _check_external(path: Path, model: ir.Model) -> None:
             continue
         file = Path(tensor.path)
         if path.parent.resolve() not in file.resolve().parents:
-            raise ModelFileError(f"{path}: tensor {tensor.name!r} lies in {tensor.location!r}, outside the model's "
-                                 "folder; expected a file beside the model. Move it there and export again.")
+            raise ModelFileError(
+                f"{path}: tensor {tensor.name!r} lies in {tensor.location!r}, outside the model's "
+                "folder; expected a file beside the model. Move it there and export again."
+            )
         needed = (tensor.offset or 0) + (tensor.length if tensor.length is not None else tensor.nbytes)
         if not file.is_file() or file.stat().st_size < needed:
             found = f"has {file.stat().st_size} bytes" if file.is_file() else "is missing"
-            raise ModelFileError(f"{path}: its weights file {tensor.location!r} {found}; expected at least {needed} "
-                                 f"bytes for tensor {tensor.name!r}. Copy it there again.")
+            raise ModelFileError(
+                f"{path}: its weights file {tensor.location!r} {found}; expected at least {needed} "
+                f"bytes for tensor {tensor.name!r}. Copy it there again."
+            )
 
 
 @contextmanager
@@ -86,13 +93,17 @@ def written_whole(path: Path) -> Iterator[Path]:
                     os.replace(companion, path.parent / companion.name)
             os.replace(temporary, path)
     except OSError as error:
-        raise OutputError(f"{path}: cannot be written ({error.strerror or error}); expected a writable place with room. "
-                          "Nothing was written; choose another with -o.") from error
+        raise OutputError(
+            f"{path}: cannot be written ({error.strerror or error}); expected a writable place with room. "
+            "Nothing was written; choose another with -o."
+        ) from error
 
 
 def save_model(model: ir.Model, path: Path) -> None:
     """Write a model at `path`, its weights beside it where one file cannot hold them."""
-    weights = sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value is not None)
+    weights = sum(
+        value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value is not None
+    )
     if weights > MAX_EMBEDDED_BYTES:
         ir.save(model, path, external_data=f"{path.name}.data")
     else:
@@ -102,8 +113,10 @@ def save_model(model: ir.Model, path: Path) -> None:
 def file_bytes(path: Path) -> int:
     """Return the size of a model file and of the weight files that it names, in bytes."""
     proto = onnx.load(path, load_external_data=False)
-    names = {entry.value for tensor in proto.graph.initializer for entry in tensor.external_data if entry.key == "location"}
-    return path.stat().st_size + sum((path.parent / name).stat().st_size for name in names)
+    names = {
+        entry.value for tensor in proto.graph.initializer for entry in tensor.external_data if entry.key == "location"
+    }
+    return sum(file.stat().st_size for file in (path, *(path.parent / str(name) for name in names)))
 
 
 def _line(error: Exception) -> str:

@@ -112,7 +112,7 @@ class NodeView:
             raise BlockedError(f"its input {self.value(index).name!r} is computed at run time, not a constant")
         return array
 
-    def attribute(self, name: str, default: Any = None) -> Any:  # noqa: ANN401  (ONNX attributes are of any type)
+    def attribute(self, name: str, default: Any = None) -> Any:
         """Return an attribute's Python value, or `default` when the node does not carry it."""
         attribute = self.node.attributes.get(name)
         return default if attribute is None else attribute.value

@@ -1,11 +1,11 @@
 """Bring any exporter's graph into the form that the surgery reads, without changing an output bit.
 
-    inline      model-local functions become nodes; Constant nodes become initializers
-    simplify    onnxsim folds what is constant in the shape arithmetic (large weights are lifted out, so that it is
-                quick and never touches them); if it cannot, the graph is used as it is
-    fold        chains of constants that end in weights (Slice, Concat, Transpose, Cast, ...) are evaluated
-    zero state  an initial state that is provably zero is dropped: zero is what the operator assumes without one
-    shapes      stale shapes are forgotten and inferred again
+inline      model-local functions become nodes; Constant nodes become initializers
+simplify    onnxsim folds what is constant in the shape arithmetic (large weights are lifted out, so that it is
+quick and never touches them); if it cannot, the graph is used as it is
+fold        chains of constants that end in weights (Slice, Concat, Transpose, Cast, ...) are evaluated
+zero state  an initial state that is provably zero is dropped: zero is what the operator assumes without one
+shapes      stale shapes are forgotten and inferred again
 """
 
 from __future__ import annotations
@@ -64,7 +64,12 @@ def _simplified(model: ir.Model) -> tuple[ir.Model, str | None]:
     problem = None
     try:
         skeleton, _ = onnxsim.simplify(skeleton, perform_optimization=False, certify=False)
-    except (RuntimeError, ValueError, onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+    except (
+        RuntimeError,
+        ValueError,
+        onnx.checker.ValidationError,
+        onnx.shape_inference.InferenceError,
+    ) as error:
         problem = " ".join(str(error).split())[:200]
     result = ir.from_proto(_inferred(skeleton))
     _return_weights(result.graph, lifted)
@@ -87,7 +92,7 @@ def _lift_weights(graph: ir.Graph) -> dict[str, ir.TensorProtocol]:
             lifted[name] = tensor
             del graph.initializers[name]
             value.const_value = None
-            value.shape, value.type = ir.Shape(tensor.shape), ir.TensorType(tensor.dtype)
+            value.shape, value.type = ir.Shape(tensor.shape.numpy()), ir.TensorType(tensor.dtype)
             graph.inputs.append(value)
     return lifted
 

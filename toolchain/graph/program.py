@@ -14,8 +14,20 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from toolchain.errors import LayoutError, ModelFileError
-from toolchain.graph.cells import BlockedError, BoolArray, CellArray, Couple, Linear, Port, Read, Space, Transfer, couple, pairs
+from toolchain.errors import ModelFileError
+from toolchain.graph.cells import (
+    BlockedError,
+    BoolArray,
+    CellArray,
+    Couple,
+    Linear,
+    Port,
+    Read,
+    Space,
+    Transfer,
+    couple,
+    pairs,
+)
 from toolchain.graph.nodes import NodeView, Numbering
 from toolchain.graph.operators import OPERATORS
 from toolchain.graph.operators.recurrence import shared_weights
@@ -136,28 +148,30 @@ def _captured(node: ir.Node) -> list[ir.Value]:
     """Return the values of the surrounding graph that a node's subgraphs read."""
     captured: list[ir.Value] = []
     for attribute in node.attributes.values():
-        graphs = {ir.AttributeType.GRAPH: lambda a: [a.as_graph()], ir.AttributeType.GRAPHS: lambda a: a.as_graphs()}
-        for graph in graphs.get(attribute.type, lambda _: [])(attribute):
-            for inner in graph.all_nodes():
-                captured += [value for value in inner.inputs if value is not None and value.graph is node.graph]
-            captured += [value for value in graph.outputs if value.graph is node.graph]
+        if attribute.type == ir.AttributeType.GRAPH:
+            graphs: Sequence[ir.Graph] = [attribute.as_graph()]
+        elif attribute.type == ir.AttributeType.GRAPHS:
+            graphs = attribute.as_graphs()
+        else:
+            continue
+        for graph in graphs:
+            read = [value for inner in graph.all_nodes() for value in inner.inputs]
+            captured += [value for value in (*read, *graph.outputs) if value is not None and value.graph is node.graph]
     return captured
 
 
 def _check_recurrent(node: NodeView) -> None:
     if node.node.op_type not in GATES or node.node.domain not in ("", "ai.onnx"):
         return
-    shapes = {}
-    for name in ("W", "R", "B", "P"):
-        value = node.node.inputs[slot(name)] if node.has_input(slot(name)) else None
-        if value is None or value.const_value is None:
-            shapes[name] = None
-        else:
-            shapes[name] = tuple(int(length) for length in value.const_value.shape)
-    if shapes["W"] is None or shapes["R"] is None:
-        return
-    check_shapes(str(node.node.name or node.node.outputs[0].name), node.node.op_type,
-                 hidden_size=node.attribute("hidden_size"), W=shapes["W"], R=shapes["R"], B=shapes["B"], P=shapes["P"])
+    W, R, B, P = (_constant_shape(node, name) for name in ("W", "R", "B", "P"))
+    if W is not None and R is not None:
+        name = str(node.node.name or node.node.outputs[0].name)
+        check_shapes(name, node.node.op_type, hidden_size=node.attribute("hidden_size"), W=W, R=R, B=B, P=P)
+
+
+def _constant_shape(node: NodeView, name: str) -> tuple[int, ...] | None:
+    array = node.constant(slot(name))
+    return None if array is None else array.shape
 
 
 def _joint_decisions(nodes: Sequence[NodeView], transfers: Sequence[Transfer]) -> list[Couple]:
@@ -180,9 +194,13 @@ def _state_couple(pair: StatePair, inputs: dict[str | None, Space], outputs: dic
     state_in, state_out = pair
     for name, known, kind in ((state_in, inputs, "input"), (state_out, outputs, "output")):
         if name not in known:
-            raise ModelFileError(f"carried state {state_in}={state_out}: the model has no {kind} {name!r}; expected one "
-                                 f"of {', '.join(sorted(map(str, known)))}. Correct --carried.")
+            raise ModelFileError(
+                f"carried state {state_in}={state_out}: the model has no {kind} {name!r}; expected one "
+                f"of {', '.join(sorted(map(str, known)))}. Correct --carried."
+            )
     if inputs[state_in].shape != outputs[state_out].shape:
-        raise ModelFileError(f"carried state {state_in}={state_out}: the shapes {inputs[state_in].shape} and "
-                             f"{outputs[state_out].shape} differ; expected equal ones. Correct --carried.")
+        raise ModelFileError(
+            f"carried state {state_in}={state_out}: the shapes {inputs[state_in].shape} and "
+            f"{outputs[state_out].shape} differ; expected equal ones. Correct --carried."
+        )
     return couple(inputs[state_in].cells, outputs[state_out].cells)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import onnx_ir as ir
@@ -124,7 +124,7 @@ def apply_surgery(plan: SurgeryPlan, normalised: Normalised) -> ir.Model:
 def _touched(program: Program, node: NodeView, transfer: Transfer, kept: Kept) -> bool:
     """Tell whether anything that a node reads, writes or owns was cut."""
     spaces = program.numbering.spaces
-    keys = [(id(node.node), index) for index in range(len(node.node.inputs))]
+    keys: list[Hashable] = [(id(node.node), index) for index in range(len(node.node.inputs))]
     keys += [id(value) for value in (*node.node.inputs, *node.node.outputs) if value is not None]
     touching = [*transfer.neurons.values(), *(spaces[key] for key in keys if key in spaces)]
     return not all(kept.whole(space) for space in touching)
@@ -203,7 +203,13 @@ def multiply_adds(graph: ir.Graph) -> int:
     """Return the multiply-adds with constant weights for one step of one sequence."""
     total = 0
     for node in graph.all_nodes():
-        slots = {"MatMul": (0, 1), "Gemm": (1,), "Conv": (1,), "ConvTranspose": (1,), **dict.fromkeys(GATES, (1, 2))}
+        slots = {
+            "MatMul": (0, 1),
+            "Gemm": (1,),
+            "Conv": (1,),
+            "ConvTranspose": (1,),
+            **dict.fromkeys(GATES, (1, 2)),
+        }
         for index in slots.get(node.op_type, ()):
             value = node.inputs[index]
             if value is not None and value.const_value is not None:

@@ -10,7 +10,17 @@ from __future__ import annotations
 
 import numpy as np
 
-from toolchain.graph.cells import BlockedError, CellArray, Linear, Read, Space, Statement, Transfer, couple, pairs
+from toolchain.graph.cells import (
+    BlockedError,
+    CellArray,
+    Linear,
+    Read,
+    Space,
+    Statement,
+    Transfer,
+    couple,
+    pairs,
+)
 from toolchain.graph.edits import Edits
 from toolchain.graph.kept import Kept
 from toolchain.graph.nodes import MAX_CELLS, NodeView
@@ -53,12 +63,20 @@ def embedding(node: NodeView, axis: int) -> Transfer | None:
         return None
     out = node.output(0)
     columns = node.neurons("columns", table.shape[1])
-    return Transfer(statements=(pairs(out.cells, columns.cells), couple(out.cells, columns.cells)),
-                    neurons={"columns": columns})
+    return Transfer(
+        statements=(pairs(out.cells, columns.cells), couple(out.cells, columns.cells)),
+        neurons={"columns": columns},
+    )
 
 
 def _contraction(
-    node: NodeView, *, data: int, axis: int, weights: np.ndarray, bias: int | None = None, out_axis: int | None = None
+    node: NodeView,
+    *,
+    data: int,
+    axis: int,
+    weights: np.ndarray,
+    bias: int | None = None,
+    out_axis: int | None = None,
 ) -> Transfer:
     """Describe `out[.., n] = sum_k data[.., k] weights[k, n]` along one axis of data and output."""
     x, out = node.input(data), node.output(0)

@@ -42,8 +42,14 @@ def _mixed(node: NodeView, axes: tuple[int, ...]) -> Transfer:
     for axis in axes:
         ends = ends.take([0], axis=axis)
     # One cell per line stands for the line: any of its outputs needs it, and it needs all of the line's inputs.
-    return Transfer(statements=(pairs(out.cells, ends), pairs(ends, x.cells), couple(out.cells, ends),
-                                couple(out.cells, x.cells)))
+    return Transfer(
+        statements=(
+            pairs(out.cells, ends),
+            pairs(ends, x.cells),
+            couple(out.cells, ends),
+            couple(out.cells, x.cells),
+        )
+    )
 
 
 def reduction(node: NodeView) -> Transfer:
@@ -70,7 +76,10 @@ def batch_normalization(node: NodeView) -> Transfer:
         return vector.reshape((1, -1) + (1,) * (len(out.shape) - 2))
 
     vectors = [along_channels(node.input(index).cells) for index in range(1, 5)]
-    return Transfer(statements=(
-        pairs(out.cells, x.cells), couple(out.cells, x.cells),
-        *(statement for vector in vectors for statement in (pairs(out.cells, vector), couple(out.cells, vector))),
-    ))
+    return Transfer(
+        statements=(
+            pairs(out.cells, x.cells),
+            couple(out.cells, x.cells),
+            *(statement for vector in vectors for statement in (pairs(out.cells, vector), couple(out.cells, vector))),
+        )
+    )

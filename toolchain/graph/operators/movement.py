@@ -159,7 +159,10 @@ def _sliced_axes(node: NodeView, x: Space) -> list[tuple[int, CellArray]]:
     steps = steps or (1,) * len(axes)
     bounds = zip(axes, starts, ends, steps, strict=True)
     return [
-        (axis, np.arange(x.shape[axis])[slice(start, end if end >= -x.shape[axis] or step > 0 else None, step)])
+        (
+            axis,
+            np.arange(x.shape[axis])[slice(start, end if end >= -x.shape[axis] or step > 0 else None, step)],
+        )
         for axis, start, end, step in bounds
         if not x.dynamic[axis]
     ]
@@ -181,7 +184,9 @@ def rewrite_slice(node: NodeView, neurons: Neurons, kept: Kept, edits: Edits) ->
         wanted = np.searchsorted(before, picked[np.isin(picked, before)])  # places among what is kept
         value = node.value(0)
         (gathered,) = edits.before(
-            node.node, "Gather", [value, edits.constant(wanted.astype(np.int64), stem=f"{value.name}_kept")],
+            node.node,
+            "Gather",
+            [value, edits.constant(wanted.astype(np.int64), stem=f"{value.name}_kept")],
             {"axis": axis},
         )
         node.node.replace_input_with(0, gathered)

@@ -14,7 +14,18 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from toolchain.graph.cells import BlockedError, Couple, Linear, Port, Read, Space, Statement, Transfer, couple, pairs
+from toolchain.graph.cells import (
+    BlockedError,
+    Couple,
+    Linear,
+    Port,
+    Read,
+    Space,
+    Statement,
+    Transfer,
+    couple,
+    pairs,
+)
 from toolchain.graph.edits import Edits
 from toolchain.graph.kept import Kept
 from toolchain.graph.nodes import NodeView
@@ -49,8 +60,10 @@ def _outputs(node: NodeView, units: Space) -> list[Statement]:
     for index in (1, 2):
         if node.has_output(index):
             value, unit = np.broadcast_arrays(node.output(index).cells, units.cells[:, None, :])
-            statements += [Read(reader=value.ravel(), read=unit.ravel()),
-                           Port(value=value, unit=unit, index=index, is_output=True)]
+            statements += [
+                Read(reader=value.ravel(), read=unit.ravel()),
+                Port(value=value, unit=unit, index=index, is_output=True),
+            ]
     return statements
 
 
@@ -67,8 +80,10 @@ def _states(node: NodeView, units: Space) -> list[Statement]:
     for name in ("initial_h", "initial_c"):
         if node.has_input(slot(name)):
             value, unit = np.broadcast_arrays(node.input(slot(name)).cells, units.cells[:, None, :])
-            statements += [Read(reader=unit.ravel(), read=value.ravel()),
-                           Port(value=value, unit=unit, index=slot(name), is_output=False)]
+            statements += [
+                Read(reader=unit.ravel(), read=value.ravel()),
+                Port(value=value, unit=unit, index=slot(name), is_output=False),
+            ]
     return statements
 
 
