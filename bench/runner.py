@@ -69,9 +69,6 @@ class WorkerError(Exception):
         self.model, self.feeds, self.stage, self.reason = member["model"], member["feeds"], stage, reason
 
 
-# ---------------------------------------------------------------- the machine
-
-
 def elf_machine() -> int | None:
     """Return the ELF machine number of this very interpreter; None where there is no /proc.
 
@@ -145,9 +142,6 @@ def _cpu_model() -> str | None:
     return _cpuinfo("model name") or _read("/proc/device-tree/model") or arm or platform.processor() or None
 
 
-# ---------------------------------------------------------------- timing, with a clock that tests replace
-
-
 def time_round(call: Callable[[], None], clock: Clock, round_s: float, max_calls: int) -> list[float]:
     """Call until `round_s` has passed or `max_calls` are timed; return seconds without the cold first one."""
     samples: list[float] = []
@@ -174,9 +168,6 @@ def warm_up(call: Callable[[], None], clock: Clock) -> tuple[float, bool]:
         if spent_s > WARM_UP_LIMIT_S:
             return spent_s, False
         best = median if best is None else min(best, median)
-
-
-# ---------------------------------------------------------------- the worker: one model, one shape
 
 
 def make_feed(feed: Json, seed: int) -> Any:
@@ -266,9 +257,6 @@ def _reply(replies: IO[str], **values: Any) -> None:
     replies.flush()
 
 
-# ---------------------------------------------------------------- the conductor
-
-
 class Worker:
     """One worker process; every question has a time limit, and death has a reason."""
 
@@ -276,14 +264,13 @@ class Worker:
         self.stderr = tempfile.TemporaryFile()  # noqa: SIM115  (closed in close; a pipe could fill up)
         # -P: the folder of this file holds modules with names of the standard library (statistics).
         flags = ["-P"] if sys.version_info >= (3, 11) else []
-        one = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}  # numpy's own threads, never used here
         self.process = subprocess.Popen(
             [sys.executable, *flags, os.path.abspath(__file__), "--worker"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self.stderr,
             encoding="utf-8",
-            env={**os.environ, **one},
+            env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},  # numpy's threads are never used here
         )
         self.job = {**member, "threads": threads, "seed": seed}
 
@@ -330,12 +317,10 @@ class Worker:
         lines = self.stderr.read().decode("utf-8", "replace").splitlines()
         indented = [number for number, line in enumerate(lines) if line.startswith("  ")]
         exception = " ".join(lines[indented[-1] + 1 :]).strip() if indented else ""
-        if exception:
-            return exception
-        if code < 0:
-            cause = " (out of memory?)" if -code == signal.SIGKILL else ""
-            return f"the process was ended by {signal.Signals(-code).name}{cause}"
-        return f"the process ended with exit code {code}"
+        if exception or code >= 0:
+            return exception or f"the process ended with exit code {code}"
+        cause = " (out of memory?)" if -code == signal.SIGKILL else ""
+        return f"the process was ended by {signal.Signals(-code).name}{cause}"
 
 
 def conduct(job: Json, report: Callable[[int, int, str], None]) -> Json:
@@ -379,9 +364,7 @@ def _replicate(job: Json, case: Json, shuffled: random.Random) -> Iterator[tuple
     yield from sorted(runs.items())
 
 
-def _take_turns(
-    job: Json, workers: dict[int, Worker], runs: dict[int, Json], shuffled: random.Random
-) -> None:
+def _take_turns(job: Json, workers: dict[int, Worker], runs: dict[int, Json], shuffled: random.Random) -> None:
     """Let the live workers time one round each, in a new random order every time."""
     end = time.monotonic() + 1.5 * job["rounds"] * job["round_s"] * len(workers)  # 1.5: slack for slow calls
     for number in range(job["rounds"]):
@@ -400,13 +383,11 @@ def main(arguments: Sequence[str]) -> int:
         os.dup2(2, 1)  # what libraries print must not land between the replies
         serve(sys.stdin, replies)
         return 0
-    text = _read(arguments[0]) if arguments else sys.stdin.read()
-    if text is None:
-        print(f"error: {arguments[0]}: cannot be read", file=sys.stderr)
-        return 1
     try:
-        result = conduct(json.loads(text), lambda done, total, what: print(what, file=sys.stderr))
-    except WorkerError as error:
+        with open(arguments[0], encoding="utf-8") if arguments else sys.stdin as file:
+            job = json.load(file)
+        result = conduct(job, lambda done, total, what: print(what, file=sys.stderr))
+    except (OSError, ValueError, WorkerError) as error:  # no such file, not JSON, a model that fails
         print(f"error: {error}", file=sys.stderr)
         return 1
     json.dump(result, sys.stdout)

@@ -133,7 +133,7 @@ def milliseconds(seconds: float) -> str:
 
 def times(ratio: float) -> str:
     """Return a ratio as people write it: 1.02x, 3.9x, 84x."""
-    return f"{ratio:.2f}x" if ratio < 2 else f"{ratio:.1f}x" if ratio < 20 else f"{ratio:.0f}x"
+    return f"{ratio:.{_decimals(ratio)}f}x"
 
 
 def significant(value: float, *, digits: int) -> str:
@@ -174,7 +174,11 @@ def _speedup_cells(row: Row) -> tuple[str, str]:
 
 
 def _interval(low: float, high: float) -> str:
-    return f"{times(low)[:-1]} to {times(high)[:-1]}"
+    return f"{low:.{_decimals(low)}f} to {high:.{_decimals(low)}f}"  # as many decimals on both sides
+
+
+def _decimals(ratio: float) -> int:
+    return 2 if ratio < 2 else 1 if ratio < 20 else 0
 
 
 def _sentence(rows: Sequence[Row]) -> str:

@@ -119,6 +119,11 @@ def test_milliseconds_have_three_digits_and_no_exponent(seconds, text):
     assert table.milliseconds(seconds) == text
 
 
+def test_both_ends_of_an_interval_have_the_same_decimals():
+    texts = [table._interval(low, high) for low, high in ((0.954, 2.1), (8.71, 21.4), (28.3, 33.1))]
+    assert texts == ["0.95 to 2.10", "8.7 to 21.4", "28 to 33"]
+
+
 def test_a_long_name_keeps_both_ends():
     assert table.short_name("runs/a-very-long-name-of-a-model.shrunk.onnx") == "a-very-lo…runk.onnx"
     assert table.short_name("runs/model.shrunk.onnx") == "model.shrunk.onnx"
@@ -138,7 +143,8 @@ def test_the_json_has_every_promised_field_and_samples_that_give_its_statistics(
     assert set(document) == {"schema", "machine", "rows"}
     assert document["schema"] == 1
     promised = """model baseline device method threads steps batch p50_s p90_s p99_s samples_s speedup
-        speedup_low speedup_high significant tokens_per_s file_bytes parameters peak_rss_bytes load_s first_s seed"""
+        speedup_low speedup_high significant tokens_per_s file_bytes parameters peak_rss_bytes load_s
+        first_s seed"""
     for row in document["rows"]:
         assert set(promised.split()) <= set(row)
         assert row["method"] == "measured"

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import ast
 import json
 import os
 import subprocess
@@ -143,6 +144,10 @@ def test_the_file_alone_measures_a_job_without_this_package(tmp_path):
     import onnxruntime
 
     assert result["machine"]["onnxruntime"] == onnxruntime.__version__
+
+
+def test_the_runner_is_written_in_the_python_of_old_devices():
+    ast.parse(Path(runner.__file__).read_text(), feature_version=(3, 9))
 
 
 def test_a_refused_model_names_the_reason_and_leaves_no_process(tmp_path):
