@@ -11,7 +11,7 @@ A carried state has the old sizes: cut it with `plan.at("rnn.0.hidden")`, or sta
 start from zeros: h was gated before and is not any more. Wrap a distributed model anew after a cut.
 
 Folding: with x_k the kept and x_r the removed neurons, mu their means, C their covariance, the best linear
-guess of what was removed is  mu_r + A (x_k - mu_k)  with  A = C_rk C_kk^-1,  so a reader W with bias b becomes
+guess of what was removed is  mu_r + A (x_k - mu_k)  with  A = C_rk C_kk^-1,  so a reader W with bias b is then
 
     W_k + W_r A,        b + W_r (mu_r - A mu_k)
 """
