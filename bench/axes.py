@@ -36,6 +36,8 @@ SAME_AXES = frozenset({
     "Where",
 })  # fmt: skip
 SEVERAL_OPERANDS = frozenset({"Add", "Concat", "Div", "Max", "Min", "Mul", "Pow", "Sub", "Where"})
+# These keep the axes but not their lengths.
+LENGTH_CHANGERS = frozenset({"AveragePool", "Concat", "Expand", "MaxPool", "Pad", "Slice", "Split"})
 # These read a length, not a value: what comes out says nothing about the axes of what went in.
 SHAPE_READERS = frozenset({"Shape", "Size", "ConstantOfShape", "Range", "RandomNormal", "RandomUniform"})
 
@@ -151,9 +153,7 @@ def _dims(constants: Mapping[str, onnx.TensorProto], name: str) -> tuple[int, ..
     return tuple(constants[name].dims) if name in constants else ()
 
 
-def _integers(
-    node: onnx.NodeProto, name: str, position: int, constants: Mapping[str, onnx.TensorProto]
-) -> list[int]:
+def _integers(node: onnx.NodeProto, name: str, position: int, constants: Mapping[str, onnx.TensorProto]) -> list[int]:
     """Read integers that newer opsets take as input `position` and older ones as attribute `name`."""
     from onnx import numpy_helper
 
@@ -178,9 +178,7 @@ def _first_claims(graph: onnx.GraphProto, constants: Mapping[str, onnx.TensorPro
 
 def _claims_of_recurrent(node: onnx.NodeProto, constants: Mapping[str, onnx.TensorProto]) -> Iterator[_Claim]:
     W = _dims(constants, node.input[1])
-    input_axis = (
-        1 if node.op_type == "DynamicQuantizeLSTM" else 2
-    )  # its W is [num_directions, input_size, 4*hidden]
+    input_axis = 1 if node.op_type == "DynamicQuantizeLSTM" else 2  # its W is [num_directions, input_size, 4*hidden]
     input_size = W[input_axis] if len(W) == 3 else None
     num_directions = W[0] if len(W) == 3 else None
     hidden_size = _integer(node, "hidden_size", 0) or None
@@ -196,9 +194,7 @@ def _claims_of_recurrent(node: onnx.NodeProto, constants: Mapping[str, onnx.Tens
             yield _Claim(node.input[position], labels, role, None)
 
 
-def _step_back(
-    node: onnx.NodeProto, claim: _Claim, constants: Mapping[str, onnx.TensorProto]
-) -> Iterator[_Claim]:
+def _step_back(node: onnx.NodeProto, claim: _Claim, constants: Mapping[str, onnx.TensorProto]) -> Iterator[_Claim]:
     """Yield what a claim about a node's output says about its inputs."""
     if node.op_type in RECURRENT_OPS or node.op_type in SHAPE_READERS:
         return
@@ -222,6 +218,8 @@ def _step_back(
 
 def _labels_before(node: onnx.NodeProto, labels: Labels, constants: Mapping[str, onnx.TensorProto]) -> Labels:
     """Return the labels of a node's data input, given those of its output; empty when they are lost."""
+    if node.op_type in LENGTH_CHANGERS:
+        return tuple(None if isinstance(label, int) else label for label in labels)
     if not labels or node.op_type in SAME_AXES:
         return labels
     if labels[-1] == REST:

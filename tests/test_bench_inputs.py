@@ -94,6 +94,16 @@ def test_only_one_step_at_a_time_feeds_the_state_back(tmp_path):
     assert [plan.streams(case, model) for case in plan.cases] == [True, False]
 
 
+def test_a_slice_of_all_layers_state_says_nothing_about_their_number(tmp_path):
+    node, weights = bench_models.recurrent("GRU", "X", hidden=8, inputs=4, rest=["", "initial"])
+    part = helper.make_node("Slice", ["state", "begin", "end", "begin"], ["initial"])  # the first of two
+    initializers = [bench_models.indices("begin", [0]), bench_models.indices("end", [1]), *weights]
+    inputs = [("X", F, ("a", "b", 4)), ("state", F, (2, "c", 8))]
+    path = bench_models.save(tmp_path / "m.onnx", [part, node], initializers, inputs, ["Y"])
+    assert labels(path)["state"] == (None, BATCH, None)
+    assert run(path, steps=5, batch=3)[0].shape == (5, 1, 3, 8)
+
+
 def test_sequence_lengths_get_the_number_of_steps(tmp_path):
     node, weights = bench_models.recurrent("LSTM", "X", hidden=8, inputs=4, rest=["lens"])
     inputs = [("X", F, ("a", "b", 4)), ("lens", TensorProto.INT32, ("c",))]
