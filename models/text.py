@@ -197,15 +197,19 @@ def _docstring_words(path: Path) -> list[str]:
 
 
 def _shuffled(documents: list[list[str]], *, seed: int, max_tokens: int | None) -> list[list[str]]:
-    """Reorder whole documents, and stop once `max_tokens` is reached."""
+    """Reorder whole documents, and stop once `max_tokens` is reached.
+
+    With a limit, a document that alone would fill the valid or test part is passed over.
+    """
     order = np.random.default_rng(seed).permutation(len(documents))
+    if max_tokens is None:
+        return [documents[index] for index in order]
     chosen: list[list[str]] = []
     length = 0
-    for index in order:
-        if max_tokens is not None and length >= max_tokens:
-            break
-        chosen.append(documents[index])
-        length += len(documents[index])
+    for document in (documents[index] for index in order):
+        if length < max_tokens and len(document) <= SPLIT[1] * max_tokens:
+            chosen.append(document)
+            length += len(document)
     return chosen
 
 
