@@ -33,15 +33,11 @@ INTERRUPTED = 130  # what a shell expects of a program that ended by Ctrl-C
 
 @click.command()
 @click.argument("recipe", default="pydocs")
-@click.option(
-    "--set", "settings", multiple=True, metavar="KEY=VALUE", help="Replace a value, as optim.epochs=3."
-)
+@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Replace a value, as optim.epochs=3.")
 @click.option("--method", type=click.Choice(["neuron-selection", "dense"]), help="What to train.")
 @click.option("--keep", type=click.FloatRange(0, 1, min_open=True, max_open=True),
               help="Share of the recurrent multiply-adds to keep.")  # fmt: skip
-@click.option(
-    "--l0-weight", type=click.FloatRange(0, min_open=True), help="A fixed price instead of a share to keep."
-)
+@click.option("--l0-weight", type=click.FloatRange(0, min_open=True), help="A fixed price instead of a share to keep.")
 @click.option("--data", "folder", type=click.Path(exists=True, file_okay=False, path_type=Path),
               help="Folder that holds the files of ptb or wikitext-2.")  # fmt: skip
 @click.option("--text", type=click.Path(path_type=Path), help="Train on this UTF-8 text.")
@@ -77,6 +73,8 @@ def train(
     """
     if keep is not None and l0_weight is not None:
         raise click.UsageError("--keep and --l0-weight exclude each other.")
+    if name is not None and (Path(name).name != name or name == ".."):
+        raise click.UsageError(f"--name {name}: expected the name of one folder, without a path.")
     if resume is not None:
         _refuse_others(ctx)
         resolved = load_recipe(resume / RECIPE)
@@ -162,9 +160,7 @@ def _run(recipe: Recipe, *, resume: Path | None, name: str | None, output: Path)
         sys.exit(INTERRUPTED)
     if processes.is_main:
         result = finish(run, corpus, threads=recipe.run.threads)
-        write_text(
-            folder / RESULT, json.dumps({"schema": 1, **asdict(result), "model": result.model.name}, indent=1)
-        )
+        write_text(folder / RESULT, json.dumps({"schema": 1, **asdict(result), "model": result.model.name}, indent=1))
         _copy(result.model, output)
         _conclude(console, result, folder, output)
     leave_processes()

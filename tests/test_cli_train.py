@@ -1,0 +1,189 @@
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from toolchain.cli import cli
+from toolchain.errors import MissingExtraError, RecipeError, TrainingError
+
+SMALL = """
+[data]
+corpus = "text"
+[model]
+embedding_size = 10
+hidden_sizes = [12, 9]
+[optim]
+learning_rate = 0.02
+epochs = 4
+batch_size = 4
+steps = 10
+clip_norm = 1.0
+[gates]
+keep = 0.3
+learning_rate = 0.2
+[run]
+threads = 1
+"""
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """An empty working folder but for a text and a recipe."""
+    monkeypatch.chdir(tmp_path)
+    random = np.random.default_rng(0)
+    words = [f"w{'abcdefghijkl'[i % 12 if random.random() < 0.9 else random.integers(12)]}" for i in range(2400)]
+    (tmp_path / "words.txt").write_text(" ".join(words))
+    (tmp_path / "small.toml").write_text(SMALL)
+    return tmp_path
+
+
+def invoke(*arguments):
+    return CliRunner().invoke(cli, ["train", *arguments])
+
+
+def start(*arguments, launcher=()):
+    command = [sys.executable, "-m", *launcher, "toolchain", "train", *arguments]
+    return subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def metrics(run):
+    with open(f"runs/{run}/metrics.csv") as file:
+        return [{k: v for k, v in row.items() if k not in ("seconds", "tokens_per_s")} for row in csv.DictReader(file)]
+
+
+def test_a_run_writes_its_folder_and_the_model_and_names_the_next_command(folder):
+    process = start("small.toml", "--text", "words.txt", "--seed", "3")
+    out, err = process.communicate()
+    assert (process.returncode, err) == (0, "")  # and no warning of any exporter
+    assert sorted(os.listdir("runs/small")) == [
+        *("checkpoint.safetensors", "gates.csv", "metrics.csv", "model.onnx", "recipe.toml", "result.json"),
+        "vocabulary.txt",
+    ]
+    assert (folder / "model.onnx").read_bytes() == (folder / "runs/small/model.onnx").read_bytes()
+    assert out.rstrip().endswith("next: toolchain shrink model.onnx")
+    assert "seed = 3" in (folder / "runs/small/recipe.toml").read_text()
+    assert (folder / "runs/small/vocabulary.txt").read_text().split()[0] == "<unk>"
+    result = json.loads((folder / "runs/small/result.json").read_text())
+    assert f"test perplexity  {result['perplexity']:.4g} in PyTorch, {result['onnx_perplexity']:.4g} in ONNX" in out
+    assert abs(result["share"] - 0.3) < 0.03
+    assert not [name for name in os.listdir(folder) if name.startswith(".")]
+
+
+def test_an_interrupted_run_says_how_to_go_on_and_ends_with_the_same_numbers(folder):
+    recipe = ("small.toml", "--text", "words.txt", "--set", "optim.epochs=40")
+    process = start(*recipe, "--name", "parts")
+    lines = []
+    for line in process.stdout:
+        lines.append(line)
+        if line.startswith("epoch  3"):
+            process.send_signal(signal.SIGINT)
+            break
+    rest, err = process.communicate()
+    assert (process.returncode, err) == (130, "")
+    assert "Go on with: toolchain train --resume runs/parts" in rest
+    assert not (folder / "model.onnx").exists()
+    for arguments in (("--resume", "runs/parts", "-o", "parts.onnx"), (*recipe, "--name", "whole", "-o", "whole.onnx")):
+        process = start(*arguments)
+        assert (process.communicate()[1], process.returncode) == ("", 0)
+    assert len(metrics("whole")) == 40
+    assert metrics("parts") == metrics("whole")
+    assert (folder / "parts.onnx").read_bytes() == (folder / "whole.onnx").read_bytes()
+
+
+def test_two_processes_reach_the_perplexity_of_one(folder):
+    launch = ("accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1",
+              "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0", "-m")  # fmt: skip
+    process = start("small.toml", "--text", "words.txt", "--name", "two", launcher=launch)
+    out, err = process.communicate()
+    assert process.returncode == 0, err
+    assert out.count("next: toolchain shrink") == 1
+    assert invoke("small.toml", "--text", "words.txt", "--name", "one").exit_code == 0
+    one, two = (float(metrics(name)[-1]["valid_perplexity"]) for name in ("one", "two"))
+    assert two == pytest.approx(one, rel=0.03)
+    assert sorted(os.listdir("runs")) == ["one", "two"]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("--keep", "0"),
+        ("--keep", "1"),
+        ("--keep", "much"),
+        ("--l0-weight", "-1"),
+        ("--keep", "0.2", "--l0-weight", "1"),
+        ("--method", "magic"),
+        ("--seed", "-1"),
+        ("--threads", "0"),
+        ("--data", "gone"),
+        ("--resume", "gone"),
+        ("--resume", ".", "--seed", "1"),
+        ("--resume", ".", "pydocs"),
+        ("--name", "../x"),
+        ("--name", ".."),
+    ],
+)
+def test_an_option_out_of_range_is_wrong_usage(folder, arguments):
+    result = invoke(*arguments)
+    assert result.exit_code == 2
+    assert not (folder / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        (("small.tml",), RecipeError, "small.tml: no such recipe"),
+        (("small.toml", "--set", "optim.epoch=3"), RecipeError, r"optim.epoch: no such key.*Did you mean epochs\?"),
+        (("small.toml", "--set", "optim.epochs"), RecipeError, "expected section.key=value"),
+        (("--resume", "."), RecipeError, "recipe.toml: no such recipe"),
+        (("small.toml", "--text", "words.txt", "--name", "taken"), TrainingError, "taken: exists already"),
+    ],
+)
+def test_a_wrong_recipe_or_folder_is_an_error_of_one_line(folder, arguments, error, message):
+    (folder / "runs" / "taken").mkdir(parents=True)
+    result = invoke(*arguments)
+    assert isinstance(result.exception, error)
+    assert "\n" not in str(result.exception)
+    with pytest.raises(error, match=message):
+        raise result.exception
+
+
+def test_the_error_is_one_line_without_traceback(folder):
+    process = start("small.toml", "--text", "gone.txt")
+    out, err = process.communicate()
+    assert (process.returncode, out) == (1, "")
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("package", ["torch", "accelerate", "safetensors"])
+def test_a_missing_extra_names_the_command_that_installs_it(folder, monkeypatch, package):
+    real = __import__("importlib.util").util.find_spec
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == package else real(name))
+    result = invoke("small.toml")
+    assert isinstance(result.exception, MissingExtraError)
+    assert f"{package}: not installed" in str(result.exception)
+    assert "rnn-toolchain[train]" in str(result.exception)
+
+
+def test_choosing_a_price_drops_the_recipes_share_and_the_other_way_round(folder):
+    assert invoke("small.toml", "--text", "words.txt", "--l0-weight", "0.5", "--set", "optim.epochs=1").exit_code == 0
+    resolved = (folder / "runs/small/recipe.toml").read_text()
+    assert "l0_weight = 0.5" in resolved
+    assert "keep" not in resolved.replace("initial_keep", "")
+
+
+def test_a_resumed_run_refuses_another_text(folder):
+    assert invoke("small.toml", "--text", "words.txt", "--set", "optim.epochs=1").exit_code == 0
+    (folder / "words.txt").write_text("some other words " * 300)
+    result = invoke("--resume", "runs/small")
+    assert isinstance(result.exception, TrainingError)
+    assert "expected the same vocabulary" in str(result.exception)
