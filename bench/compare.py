@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from .measure import Progress, measure
-from .plan import BenchPlan, Effort, check_device, choose_models, plan_bench, read_models
+from .plan import BenchPlan, Effort, check_device, choose_models, plan_bench, read_interfaces
 from .report import Row, build_rows
 
 
@@ -37,7 +37,7 @@ def plan_comparison(
         BenchError: the device is unknown, or the models cannot be compared.
     """
     check_device(device)
-    read = read_models(choose_models(models, baseline))
+    read = read_interfaces(choose_models(models, baseline))
     return plan_bench(read, device=device, steps=steps, batches=batches, threads=threads, effort=effort)
 
 

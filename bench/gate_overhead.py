@@ -108,10 +108,7 @@ def overhead_table(rows: list[Overhead]) -> Table:
 @click.option("--json", "json_path", type=click.Path(path_type=Path, dir_okay=False), help="Also write JSON.")
 def main(threads: int, steps: int, seed: int, json_path: Path | None) -> None:
     """Compare the training step of a gated LSTM with the plain one's."""
-    rows = [
-        measure_overhead(hidden_size=width, layers=2, steps=steps, threads=threads, seed=seed)
-        for width in WIDTHS
-    ]
+    rows = [measure_overhead(hidden_size=width, layers=2, steps=steps, threads=threads, seed=seed) for width in WIDTHS]
     Console().print(overhead_table(rows))
     if json_path is not None:
         report = {"schema": 1, "torch": torch.__version__, "rows": [asdict(row) for row in rows]}

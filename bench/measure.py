@@ -79,9 +79,7 @@ def job_of(plan: BenchPlan) -> dict[str, Any]:
                         "model": model.name,
                         "path": str(model.path),
                         "feeds": [asdict(feed) for feed in feeds],
-                        "carried": [list(pair) for pair in model.carried]
-                        if plan.streams(case, model)
-                        else [],
+                        "carried": [list(pair) for pair in model.carried] if plan.streams(case, model) else [],
                     }
                     for model, feeds in zip(plan.models, case.feeds, strict=True)
                 ],

@@ -11,10 +11,9 @@ from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 
+from toolchain.axes import BATCH, TIME
 from toolchain.errors import BenchError
-
-from .axes import BATCH, TIME
-from .inputs import Feed, Model, plan_feeds, read_model
+from toolchain.interface import Feed, ModelInterface, plan_feeds, read_interface
 
 DEVICES = ("cpu",)
 DEFAULT_MODEL, DEFAULT_BASELINE = Path("model.shrunk.onnx"), Path("model.onnx")
@@ -54,11 +53,11 @@ class BenchPlan:
     """Everything that will be measured; `models[0]` is the baseline of the others."""
 
     device: str
-    models: tuple[Model, ...]
+    models: tuple[ModelInterface, ...]
     cases: tuple[Case, ...]
     effort: Effort
 
-    def streams(self, case: Case, model: Model) -> bool:
+    def streams(self, case: Case, model: ModelInterface) -> bool:
         """Tell whether the model's carried state is fed back from call to call: one step at a time."""
         return case.steps == 1 and bool(model.carried)
 
@@ -85,13 +84,13 @@ def choose_models(models: Sequence[Path], baseline: Path | None) -> tuple[Path, 
     return (baseline, *(others or (baseline,)))
 
 
-def read_models(paths: Sequence[Path]) -> tuple[Model, ...]:
+def read_interfaces(paths: Sequence[Path]) -> tuple[ModelInterface, ...]:
     """Read every model; a missing default file says which command writes it."""
-    return tuple(read_model(path, suggestion=MAKERS.get(path, "Check the path.")) for path in paths)
+    return tuple(read_interface(path, suggestion=MAKERS.get(path, "Check the path.")) for path in paths)
 
 
 def plan_bench(
-    models: Sequence[Model],
+    models: Sequence[ModelInterface],
     *,
     device: str,
     steps: Sequence[int],
@@ -124,7 +123,7 @@ def plan_bench(
     )
 
 
-def _agree(models: Sequence[Model], label: str, asked: int) -> int:
+def _agree(models: Sequence[ModelInterface], label: str, asked: int) -> int:
     """Return the length that all models can run: the one that a file fixes, else the one asked for."""
     fixed = {model.name: length for model in models if (length := model.fixed(label)) is not None}
     if len(set(fixed.values())) > 1:

@@ -105,9 +105,7 @@ def _lstm_nodes(layer: int, hidden_size: int) -> Iterator[onnx.NodeProto]:
         name=f"lstm_{layer}",
         hidden_size=hidden_size,
     )
-    yield helper.make_node(
-        "Squeeze", [f"y_{layer}", "direction_axis"], [f"x_{layer + 1}"], name=f"squeeze_{layer}"
-    )
+    yield helper.make_node("Squeeze", [f"y_{layer}", "direction_axis"], [f"x_{layer + 1}"], name=f"squeeze_{layer}")
 
 
 def _carried_pairs(layers: int) -> list[tuple[str, str]]:
@@ -142,9 +140,7 @@ def _model(
 
 @click.command()
 @click.argument("out", type=click.Path(path_type=Path, dir_okay=False))
-@click.option(
-    "--sizes", required=True, metavar="E,H1[,H2…]", help="Embedding and hidden sizes, bottom first."
-)
+@click.option("--sizes", required=True, metavar="E,H1[,H2…]", help="Embedding and hidden sizes, bottom first.")
 @click.option("--vocabulary", default=10_000, show_default=True, type=click.IntRange(min=2))
 @click.option("--dead", default=0.0, show_default=True, type=click.FloatRange(0, 1, max_open=True))
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0))

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from toolchain.errors import OutputError
+from toolchain.interface import ModelInterface
 
-from .inputs import Model
 from .measure import Measurement, Run
 from .plan import Case
 from .statistics import Speedup, compare, describe
@@ -146,7 +146,7 @@ def _speedup_fields(speedup: Speedup) -> Row:
     }
 
 
-def _model_fields(model: Model, runs: Sequence[Run]) -> Row:
+def _model_fields(model: ModelInterface, runs: Sequence[Run]) -> Row:
     """Return what depends on the file and on a fresh process; of several processes the median."""
     return {
         "file_bytes": model.file_bytes,

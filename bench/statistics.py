@@ -120,8 +120,7 @@ def _medians(processes: Sequence[Process], counts: CountArray) -> FloatArray:
     ordered = samples[order]
     round_of = np.repeat(np.arange(len(rounds)), [len(samples) for samples in rounds])[order]
     medians = [
-        _weighted_median(ordered, counts[start : start + CHUNK, round_of])
-        for start in range(0, len(counts), CHUNK)
+        _weighted_median(ordered, counts[start : start + CHUNK, round_of]) for start in range(0, len(counts), CHUNK)
     ]
     return np.concatenate(medians)
 
@@ -131,9 +130,7 @@ def _weighted_median(ordered: FloatArray, weights: CountArray) -> FloatArray:
     ranks = np.cumsum(weights, axis=1, dtype=np.int64)
     total = ranks[:, -1:]
     lower = np.argmax(2 * ranks >= total, axis=1)
-    upper = np.argmax(
-        2 * ranks > total, axis=1
-    )  # differs from lower when the total is even and they straddle
+    upper = np.argmax(2 * ranks > total, axis=1)  # differs from lower when the total is even and they straddle
     medians: FloatArray = (ordered[lower] + ordered[upper]) / 2
     return medians
 

@@ -167,9 +167,7 @@ def _shape(row: Row) -> str:
 def _speedup_cells(row: Row) -> tuple[str, str]:
     if row["is_baseline"]:
         return "baseline", ""
-    speedup = (
-        times(row["speedup"]) if row["significant"] else f"{times(row['speedup'])} n.s."
-    )  # not significant
+    speedup = times(row["speedup"]) if row["significant"] else f"{times(row['speedup'])} n.s."  # not significant
     return speedup, _interval(row["speedup_low"], row["speedup_high"])
 
 
@@ -191,12 +189,8 @@ def _sentence(rows: Sequence[Row]) -> str:
     elif first["speedup"] > 1:
         text = f"{name} ran {times(first['speedup'])} faster than {baseline} at {_steps(first)} ({interval})"
     else:
-        slower = (
-            f"95% interval {times(1 / first['speedup_high'])[:-1]} to {times(1 / first['speedup_low'])[:-1]}"
-        )
-        text = (
-            f"{name} ran {times(1 / first['speedup'])} slower than {baseline} at {_steps(first)} ({slower})"
-        )
+        slower = f"95% interval {times(1 / first['speedup_high'])[:-1]} to {times(1 / first['speedup_low'])[:-1]}"
+        text = f"{name} ran {times(1 / first['speedup'])} slower than {baseline} at {_steps(first)} ({slower})"
     rest = [
         f"{times(row['speedup'])} at {_steps(row)}" + ("" if row["significant"] else " (not significant)")
         for row in others

@@ -26,9 +26,7 @@ def recurrent(op_type: str, X: str, *, hidden: int, inputs: int, rest: Sequence[
     onnx.NodeProto, list[onnx.TensorProto]
 ]:  # fmt: skip
     gates = {"LSTM": 4, "GRU": 3, "RNN": 1}[op_type]
-    node = helper.make_node(
-        op_type, [X, "W", "R", "B", *rest], ["Y", "Y_h"], name="recurrent", hidden_size=hidden
-    )
+    node = helper.make_node(op_type, [X, "W", "R", "B", *rest], ["Y", "Y_h"], name="recurrent", hidden_size=hidden)
     weights = [
         constant("W", (1, gates * hidden, inputs)),
         constant("R", (1, gates * hidden, hidden)),
@@ -54,9 +52,7 @@ def save(
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     if carried:
-        helper.set_model_props(
-            model, {"toolchain.carried_state": json.dumps([list(pair) for pair in carried])}
-        )
+        helper.set_model_props(model, {"toolchain.carried_state": json.dumps([list(pair) for pair in carried])})
     onnx.save_model(model, path)
     return path
 

@@ -70,9 +70,7 @@ def test_a_model_against_itself_is_close_to_1_and_says_so_consistently(folder):
 @pytest.mark.parametrize("make", [bench_models.batch_first, bench_models.tokens, bench_models.streaming_gru])
 def test_any_recurrent_model_is_measured_at_the_shapes_asked_for(folder, make):
     make(folder / "m.onnx")
-    result = bench(
-        "m.onnx", "--steps", "1,7", "--batch", "2", "--processes", 2, "--seconds", 0.1, "--json", "r.json"
-    )
+    result = bench("m.onnx", "--steps", "1,7", "--batch", "2", "--processes", 2, "--seconds", 0.1, "--json", "r.json")
     assert result.exit_code == 0, result.output
     rows = json.loads((folder / "r.json").read_text())["rows"]
     assert [(row["steps"], row["batch"]) for row in rows] == [(1, 2), (7, 2)]

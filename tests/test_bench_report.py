@@ -8,15 +8,15 @@ import pandas as pd
 import pytest
 from rich.console import Console
 from toolchain.bench import report, table
-from toolchain.bench.inputs import Model
 from toolchain.bench.measure import Measurement, Run, read_result
 from toolchain.bench.plan import BenchPlan, Case, Effort, choose_models
 
 from toolchain.errors import OutputError
+from toolchain.interface import ModelInterface
 
 
 def model(name, size=1_000_000):
-    return Model(name=name, path=None, file_bytes=size, parameters=size // 4, inputs=(), carried=())
+    return ModelInterface(name=name, path=None, file_bytes=size, parameters=size // 4, inputs=(), carried=())
 
 
 def measurement(times, *, processes=8, steps=(35,), factors=(1.0,) * 8, warm=True):
@@ -78,10 +78,7 @@ Next: ship model.shrunk.onnx; --json FILE keeps the raw samples."""
 def test_no_difference_is_a_verdict():
     text = printed(measurement({"a": 1e-3, "b": 1e-3}))
     assert "1.00x n.s." in text
-    assert (
-        "b.onnx is not significantly faster or slower than a.onnx at 35 steps (95% interval 1.00 to 1.00)."
-        in text
-    )
+    assert "b.onnx is not significantly faster or slower than a.onnx at 35 steps (95% interval 1.00 to 1.00)." in text
     assert "Next: narrow the interval with --processes 16 --seconds 16" in text
 
 
@@ -150,9 +147,7 @@ def test_the_json_has_every_promised_field_and_samples_that_give_its_statistics(
         assert row["method"] == "measured"
         assert len(row["samples_s"]) == 8
         samples = np.concatenate(row["samples_s"])
-        np.testing.assert_array_equal(
-            np.percentile(samples, [50, 90, 99]), [row[f"p{n}_s"] for n in (50, 90, 99)]
-        )
+        np.testing.assert_array_equal(np.percentile(samples, [50, 90, 99]), [row[f"p{n}_s"] for n in (50, 90, 99)])
         assert [sum(lengths) for lengths in row["rounds"]] == [len(process) for process in row["samples_s"]]
     assert list(tmp_path.iterdir()) == [tmp_path / "r.json"]
 

@@ -61,9 +61,7 @@ def test_one_deviant_process_keeps_a_difference_from_being_significant():
 
 
 @pytest.mark.parametrize(("scale", "least", "most"), [(1.0, 0, 6), (1.25, 58, 60)])
-def test_equal_models_are_rarely_called_different_and_unequal_ones_nearly_always(
-    monkeypatch, scale, least, most
-):
+def test_equal_models_are_rarely_called_different_and_unequal_ones_nearly_always(monkeypatch, scale, least, most):
     """60 comparisons: 95% intervals may err 3 times; more than 6 would happen once in 60 such tests."""
     monkeypatch.setattr(statistics, "RESAMPLES", 1000)
     verdicts = [

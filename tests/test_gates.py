@@ -61,9 +61,7 @@ def one_step(mode: str, gx: Tensor, gh: Tensor, h: Tensor, c: Tensor) -> tuple[T
     return (torch.tanh(gx + gh) if mode == "RNN_TANH" else torch.relu(gx + gh)), c
 
 
-def gated_loop(
-    module: Any, x: Tensor, state: tuple[Tensor, Tensor] | None = None
-) -> tuple[Tensor, Tensor, Tensor]:
+def gated_loop(module: Any, x: Tensor, state: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor, Tensor]:
     """The definition: every neuron's output times its gate, wherever it is read. `x` is `[T, B, N]`."""
     directions = 2 if module.bidirectional else 1
     x = x.double() * fixed_gate(module.input_gate)
@@ -160,9 +158,7 @@ def test_a_module_whose_gates_are_all_open_equals_the_plain_one(cell: str, train
         assert torch.equal(actual, wanted)
 
 
-@pytest.mark.parametrize(
-    ("cell", "bidirectional", "batch_first"), product(CELLS, (False, True), (False, True))
-)
+@pytest.mark.parametrize(("cell", "bidirectional", "batch_first"), product(CELLS, (False, True), (False, True)))
 def test_batch_first_and_packed_and_unbatched_calls_agree_with_the_plain_layout(
     cell: str, bidirectional: bool, batch_first: bool
 ) -> None:
@@ -321,9 +317,7 @@ class Chained(nn.Module):
 
     def neuron_links(self) -> tuple[NeuronLink, ...]:
         return (
-            NeuronLink(
-                module="rnn.0", writers=(("embedding.weight", 1),), readers=(("rnn.1.weight_ih_l0", 1),)
-            ),
+            NeuronLink(module="rnn.0", writers=(("embedding.weight", 1),), readers=(("rnn.1.weight_ih_l0", 1),)),
             NeuronLink(module="rnn.1", readers=(("decoder.weight", 1),)),
         )
 
@@ -355,9 +349,7 @@ def test_expected_l0_counts_weights_between_living_neurons() -> None:
     lstm = model[0]
     x = probability(lstm.input_gate).sum()
     hidden = [probability(g).sum() for g in lstm.hidden_gates]
-    wanted = sum(4 * h * (x + h) for h in hidden[:2]) + sum(
-        4 * h * (hidden[0] + hidden[1] + h) for h in hidden[2:]
-    )
+    wanted = sum(4 * h * (x + h) for h in hidden[:2]) + sum(4 * h * (hidden[0] + hidden[1] + h) for h in hidden[2:])
     assert expected_l0(model).item() == pytest.approx(wanted, rel=1e-5)
 
 
@@ -409,9 +401,7 @@ FOLD_MATRIX = list(product(CELLS, (1, 3), (False, True), (False, True), (False, 
 def test_a_folded_module_equals_the_gated_one_in_evaluation_mode(
     cell: str, layers: int, bidirectional: bool, batch_first: bool, given_state: bool
 ) -> None:
-    gated = randomise_gates(
-        gate(make(cell, layers=layers, bidirectional=bidirectional, batch_first=batch_first))
-    )
+    gated = randomise_gates(gate(make(cell, layers=layers, bidirectional=bidirectional, batch_first=batch_first)))
     folded = fold(gated.train()).eval()
     gated.eval()
     assert not any(isinstance(m, HardConcrete) for m in folded.modules())
@@ -463,16 +453,12 @@ def test_folding_modules_that_share_a_weight_scales_each_by_its_own_gates() -> N
 
 @pytest.mark.parametrize("cell", ["LSTM", "GRU", "RNN tanh"])
 @pytest.mark.parametrize("bidirectional", [False, True])
-def test_a_folded_module_exports_to_onnx_and_computes_the_same(
-    cell: str, bidirectional: bool, tmp_path: Path
-) -> None:
+def test_a_folded_module_exports_to_onnx_and_computes_the_same(cell: str, bidirectional: bool, tmp_path: Path) -> None:
     folded = fold(randomise_gates(gate(make(cell, bidirectional=bidirectional)))).eval()
     x, h, c = torch.randn(T, B, N), torch.randn(1 + bidirectional, B, H), torch.randn(1 + bidirectional, B, H)
     state = (h, c) if cell == "LSTM" else h
     path = tmp_path / "folded.onnx"
-    torch.onnx.export(
-        folded, (x, state), str(path), dynamo=False, input_names=["x", "h", "c"][: 2 + (cell == "LSTM")]
-    )
+    torch.onnx.export(folded, (x, state), str(path), dynamo=False, input_names=["x", "h", "c"][: 2 + (cell == "LSTM")])
     session = onnxruntime.InferenceSession(str(path))
     feed = {"x": x, "h": h} | ({"c": c} if cell == "LSTM" else {})
     outputs = session.run(None, {name: value.numpy() for name, value in feed.items()})

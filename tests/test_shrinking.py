@@ -226,8 +226,15 @@ def test_one_layer_feeding_another_loses_units_and_inputs(tmp_path: Path) -> Non
         helper.make_node("Squeeze", ["H2", "zero"], ["last"]),
         helper.make_node("Gemm", ["last", "head", "bias"], ["Z"]),
     ]
-    constants = {**{f"{k}1": v for k, v in first.items()}, **{f"{k}2": v for k, v in second.items()}, "head": head,
-                 "bias": np.ones(3, np.float32), "table": table, "one": np.array([1]), "zero": np.array([0])}  # fmt: skip
+    constants = {
+        **{f"{k}1": v for k, v in first.items()},
+        **{f"{k}2": v for k, v in second.items()},
+        "table": table,
+        "head": head,
+        "bias": np.ones(3, np.float32),
+        "one": np.array([1]),
+        "zero": np.array([0]),
+    }
     source = save(tmp_path / "m.onnx", nodes, [value("tokens", ["T", "B"], TensorProto.INT64)],
                   [value("Z", ["B", 3])], constants)  # fmt: skip
     result = toolchain.shrink(source)

@@ -11,7 +11,9 @@ from graphs import constant, layer_with_head, value
 from onnx import numpy_helper
 
 from toolchain.errors import ModelFileError, ParityError
-from toolchain.verification import verify
+from toolchain.interface import read_interface
+from toolchain.verification import Parity
+from toolchain.verification import verify as verify_interface
 
 
 def with_constant(source: Path, target: Path, name: str, change: object) -> Path:
@@ -22,6 +24,10 @@ def with_constant(source: Path, target: Path, name: str, change: object) -> Path
             tensor.CopyFrom(constant(name, change(numpy_helper.to_array(tensor).copy())))  # type: ignore[operator]
     onnx.save(model, target)
     return target
+
+
+def verify(reference: Path, candidate: Path) -> Parity:
+    return verify_interface(read_interface(reference), candidate)
 
 
 @pytest.fixture

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import onnx
 
 TIME, BATCH = "time", "batch"
+REST = "rest"  # stands for the axes that a Reshape mixes, however many they are; always last
 Label = str | int | None  # TIME, BATCH, a known length, or unknown
 Labels = tuple[Label, ...]
 Dimension = int | str | None  # static, symbolic, nameless
@@ -35,6 +36,8 @@ SAME_AXES = frozenset({
     "Where",
 })  # fmt: skip
 SEVERAL_OPERANDS = frozenset({"Add", "Concat", "Div", "Max", "Min", "Mul", "Pow", "Sub", "Where"})
+# These keep the axes but not their lengths.
+LENGTH_CHANGERS = frozenset({"AveragePool", "Concat", "Expand", "MaxPool", "Pad", "Slice", "Split"})
 # These read a length, not a value: what comes out says nothing about the axes of what went in.
 SHAPE_READERS = frozenset({"Shape", "Size", "ConstantOfShape", "Range", "RandomNormal", "RandomUniform"})
 
@@ -63,14 +66,14 @@ def trace_axes(graph: onnx.GraphProto) -> dict[str, Trace]:
     """Return what recurrent nodes and embedding tables demand of each graph input that they reach."""
     producers = {output: node for node in nodes_of(graph) for output in node.output if output}
     constants = constants_of(graph)
-    names = {value.name for value in graph.input}
+    ranks = {value.name: len(value.type.tensor_type.shape.dim) for value in graph.input}
     found: dict[str, Trace] = {}
     pending = list(_first_claims(graph, constants))
     seen = set(pending)
     while pending:
         claim = pending.pop(0)
-        if claim.value in names:
-            found[claim.value] = _merge(found.get(claim.value), claim)
+        if claim.value in ranks:
+            found[claim.value] = _merge(found.get(claim.value, Trace()), claim, ranks[claim.value])
         elif claim.value in producers and claim.value not in constants:
             for earlier in _step_back(producers[claim.value], claim, constants):
                 if earlier not in seen:
@@ -89,7 +92,7 @@ def label_axes(shapes: Mapping[str, Sequence[Dimension]], traces: Mapping[str, T
     Returns:
         For each input as many labels as it has axes; None where nothing is known.
     """
-    labels = {name: _fit(traces[name].labels, len(shape)) for name, shape in shapes.items()}
+    labels = {name: traces[name].labels or (None,) * len(shape) for name, shape in shapes.items()}
     symbols = {
         dimension: label
         for name, shape in shapes.items()
@@ -150,9 +153,7 @@ def _dims(constants: Mapping[str, onnx.TensorProto], name: str) -> tuple[int, ..
     return tuple(constants[name].dims) if name in constants else ()
 
 
-def _integers(
-    node: onnx.NodeProto, name: str, position: int, constants: Mapping[str, onnx.TensorProto]
-) -> list[int]:
+def _integers(node: onnx.NodeProto, name: str, position: int, constants: Mapping[str, onnx.TensorProto]) -> list[int]:
     """Read integers that newer opsets take as input `position` and older ones as attribute `name`."""
     from onnx import numpy_helper
 
@@ -177,9 +178,7 @@ def _first_claims(graph: onnx.GraphProto, constants: Mapping[str, onnx.TensorPro
 
 def _claims_of_recurrent(node: onnx.NodeProto, constants: Mapping[str, onnx.TensorProto]) -> Iterator[_Claim]:
     W = _dims(constants, node.input[1])
-    input_axis = (
-        1 if node.op_type == "DynamicQuantizeLSTM" else 2
-    )  # its W is [num_directions, input_size, 4*hidden]
+    input_axis = 1 if node.op_type == "DynamicQuantizeLSTM" else 2  # its W is [num_directions, input_size, 4*hidden]
     input_size = W[input_axis] if len(W) == 3 else None
     num_directions = W[0] if len(W) == 3 else None
     hidden_size = _integer(node, "hidden_size", 0) or None
@@ -195,9 +194,7 @@ def _claims_of_recurrent(node: onnx.NodeProto, constants: Mapping[str, onnx.Tens
             yield _Claim(node.input[position], labels, role, None)
 
 
-def _step_back(
-    node: onnx.NodeProto, claim: _Claim, constants: Mapping[str, onnx.TensorProto]
-) -> Iterator[_Claim]:
+def _step_back(node: onnx.NodeProto, claim: _Claim, constants: Mapping[str, onnx.TensorProto]) -> Iterator[_Claim]:
     """Yield what a claim about a node's output says about its inputs."""
     if node.op_type in RECURRENT_OPS or node.op_type in SHAPE_READERS:
         return
@@ -221,8 +218,12 @@ def _step_back(
 
 def _labels_before(node: onnx.NodeProto, labels: Labels, constants: Mapping[str, onnx.TensorProto]) -> Labels:
     """Return the labels of a node's data input, given those of its output; empty when they are lost."""
+    if node.op_type in LENGTH_CHANGERS:
+        return tuple(None if isinstance(label, int) else label for label in labels)
     if not labels or node.op_type in SAME_AXES:
         return labels
+    if labels[-1] == REST:
+        return ()
     rank = len(labels)
     if node.op_type == "Transpose":
         perm = _integers(node, "perm", 1, constants) or list(range(rank))[::-1]
@@ -244,32 +245,31 @@ def _labels_before(node: onnx.NodeProto, labels: Labels, constants: Mapping[str,
     if node.op_type == "Conv":
         weight = _dims(constants, node.input[1])
         channels = weight[1] * _integer(node, "group", 1) if weight else None
-        return (labels[0], channels, *labels[2:])
+        return (labels[0], channels, *(TIME if label == TIME else None for label in labels[2:]))
     if node.op_type == "Reshape":  # a 0 copies the axis; from the first other number on, axes are mixed
         shape = _integers(node, "shape", 1, constants)
         copied = next((axis for axis, length in enumerate(shape) if length != 0), len(shape))
-        return labels[:copied]
+        return (*labels[:copied], REST)
     return ()
 
 
-def _merge(known: Trace | None, claim: _Claim) -> Trace:
-    """Join two claims about one input: a sequence outranks the rest, earlier labels outrank later ones."""
-    if known is None:
-        return Trace(role=claim.role, labels=claim.labels, rows=claim.rows)
+def _merge(known: Trace, claim: _Claim, rank: int) -> Trace:
+    """Join a claim about an input to what is known: a sequence outranks the rest, the first label stays."""
     ranking: tuple[Role, ...] = ("sequence", "lengths", "state", "other")
+    labels = zip(known.labels or (None,) * rank, _fit(claim.labels, rank), strict=True)
     rows = [rows for rows in (known.rows, claim.rows) if rows is not None]
     return Trace(
         role=min(known.role, claim.role, key=ranking.index),
-        labels=known.labels or claim.labels,
+        labels=tuple(old if old is not None else new for old, new in labels),
         rows=min(rows, default=None),
     )
 
 
 def _fit(labels: Labels, rank: int) -> Labels:
-    """Align labels with an input's rank: broadcasting aligns on the right, a Reshape leaves a prefix."""
-    if len(labels) > rank:
-        return labels[len(labels) - rank :]
-    return labels + (None,) * (rank - len(labels))
+    """Return one label per axis; labels of another rank came through a branch not taken."""
+    if labels and labels[-1] == REST:
+        labels = (*labels[:-1], *(None,) * rank)[:rank]
+    return labels if len(labels) == rank else (None,) * rank
 
 
 def _by_name(dimension: Dimension) -> Label:

@@ -40,9 +40,7 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
         raise MissingExtraError("safetensors", extra="train") from error
     unfinished = path.with_name(f".{path.name}.{os.getpid()}.part")
     # Copies, because safetensors refuses tensors that share memory, as tied weights do.
-    tensors = {
-        name: tensor.detach().cpu().clone().contiguous() for name, tensor in checkpoint.tensors.items()
-    }
+    tensors = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in checkpoint.tensors.items()}
     try:
         save_file(tensors, unfinished, metadata={"facts": json.dumps(checkpoint.facts)})
         unfinished.replace(path)
@@ -101,6 +99,4 @@ def unpack_optimizer(prefix: str, optimizer: torch.optim.Optimizer, checkpoint: 
 
 def with_prefix(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return the tensors whose name begins with `<prefix>.`, under the rest of their name."""
-    return {
-        name[len(prefix) + 1 :]: tensor for name, tensor in tensors.items() if name.startswith(f"{prefix}.")
-    }
+    return {name[len(prefix) + 1 :]: tensor for name, tensor in tensors.items() if name.startswith(f"{prefix}.")}

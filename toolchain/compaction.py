@@ -165,9 +165,7 @@ def _indices(kept: IndexArray, size: int, blocks: int, device: torch.device) -> 
     return torch.from_numpy(positions.reshape(-1)).to(device)
 
 
-def _cut_parameter(
-    parameter: Tensor, cuts: Mapping[int, Tensor], optimizer: torch.optim.Optimizer | None
-) -> None:
+def _cut_parameter(parameter: Tensor, cuts: Mapping[int, Tensor], optimizer: torch.optim.Optimizer | None) -> None:
     """Cut a parameter and the optimizer's state of it; the parameter stays the same object."""
 
     def cut(tensor: Tensor) -> Tensor:
@@ -204,9 +202,7 @@ def _check_statistics(statistics: ActivationStatistics, sets: Iterable[NeuronSet
                 )
 
 
-def _fold_removed(
-    model: nn.Module, neurons: NeuronSet, kept: IndexArray, statistics: ActivationStatistics
-) -> None:
+def _fold_removed(model: nn.Module, neurons: NeuronSet, kept: IndexArray, statistics: ActivationStatistics) -> None:
     """Let the readers hear from the kept neurons what the removed ones said; shapes stay."""
     parameters, writers = all_parameters(model), writer_tensors(model, neurons)
     removed = np.setdiff1d(np.arange(neurons.size), kept)

@@ -28,12 +28,8 @@ from toolchain.errors import OutputError, ParityError
 from toolchain.evaluation import CARRIED_STATE, evaluation_mode
 
 STATE_NAMES = ("h", "c")
-OPSET = (
-    17  # what torch 2.6's TorchScript exporter reaches; its LSTM, GRU and RNN have not changed since opset 14
-)
-ATOL = (
-    1e-4  # float32 logits of magnitude about 10 differ by 1e-5 between PyTorch's and ONNX Runtime's kernels
-)
+OPSET = 17  # what torch 2.6's TorchScript exporter reaches; its LSTM, GRU and RNN have not changed since opset 14
+ATOL = 1e-4  # float32 logits of magnitude about 10 differ by 1e-5 between PyTorch's and ONNX Runtime's kernels
 
 State = tuple[tuple[Tensor, ...], ...]
 
@@ -93,9 +89,7 @@ def export(model: nn.Module, path: Path, *, metadata: Mapping[str, str] | None =
 
 def state_names(state: State) -> list[str]:
     """Return the graph's name of each state tensor: h_0, c_0, h_1, ..."""
-    return [
-        f"{STATE_NAMES[part]}_{layer}" for layer, tensors in enumerate(state) for part in range(len(tensors))
-    ]
+    return [f"{STATE_NAMES[part]}_{layer}" for layer, tensors in enumerate(state) for part in range(len(tensors))]
 
 
 def _write_graph(model: nn.Module, path: Path) -> list[list[str]]:
@@ -148,9 +142,7 @@ def _verify(model: nn.Module, path: Path, name: str) -> None:
     generator = torch.Generator().manual_seed(0)
     device = next(model.parameters()).device
     for steps, batch_size in ((1, 1), (7, 3)):
-        tokens = torch.randint(
-            2, (steps, batch_size), generator=generator
-        )  # ids 0 and 1 are in any vocabulary
+        tokens = torch.randint(2, (steps, batch_size), generator=generator)  # ids 0 and 1 are in any vocabulary
         state = tuple(
             tuple(torch.rand(tensor.shape, generator=generator) - 0.5 for tensor in layer)
             for layer in _initial_state(model, batch_size)
@@ -162,11 +154,7 @@ def _verify(model: nn.Module, path: Path, name: str) -> None:
         feeds = dict(zip(state_names(state), (t.numpy() for layer in state for t in layer), strict=True))
         found = session.run(None, {"tokens": tokens.numpy(), **feeds})
         for output, a, b in zip(session.get_outputs(), found, expected, strict=True):
-            difference = (
-                float(np.abs(a - b.float().cpu().numpy()).max())
-                if a.shape == tuple(b.shape)
-                else float("inf")
-            )
+            difference = float(np.abs(a - b.float().cpu().numpy()).max()) if a.shape == tuple(b.shape) else float("inf")
             if not difference <= ATOL:
                 raise ParityError(
                     f"{name}: output {output.name} at T={steps}, B={batch_size} differs from PyTorch's by "

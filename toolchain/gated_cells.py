@@ -42,9 +42,7 @@ class GatedLSTM(nn.LSTM):
     input_gate: HardConcrete | None
     hidden_gates: nn.ModuleList
 
-    def forward(
-        self, input: Input, hx: tuple[Tensor, Tensor] | None = None
-    ) -> tuple[Input, tuple[Tensor, Tensor]]:
+    def forward(self, input: Input, hx: tuple[Tensor, Tensor] | None = None) -> tuple[Input, tuple[Tensor, Tensor]]:
         """Run as `nn.LSTM` does; `h_0` and `h_n` are what readers see (gated), `c_0` and `c_n` are raw."""
         z_h = hidden_gate_values(self)  # [num_layers*num_directions, hidden_size]
         if hx is not None:
@@ -89,9 +87,7 @@ class FoldedLSTM(nn.LSTM):
     output_scale: Tensor
     inverse_scale: Tensor
 
-    def forward(
-        self, input: Input, hx: tuple[Tensor, Tensor] | None = None
-    ) -> tuple[Input, tuple[Tensor, Tensor]]:
+    def forward(self, input: Input, hx: tuple[Tensor, Tensor] | None = None) -> tuple[Input, tuple[Tensor, Tensor]]:
         """Run as the `GatedLSTM` it was made from does in evaluation mode."""
         if hx is not None:
             hx = (scale_state(hx[0], self.inverse_scale), hx[1])

@@ -63,9 +63,7 @@ def begin_gated_phase(model: nn.Module, section: GatesSection) -> tuple[nn.Modul
         optimizer=_gates_optimizer(gated, section),
         learning=True,
         dense_l0=total_l0(model),
-        kept={neurons.name: np.arange(neurons.size) for neurons in neuron_sets(gated)}
-        if _is_linked(gated)
-        else {},
+        kept={neurons.name: np.arange(neurons.size) for neurons in neuron_sets(gated)} if _is_linked(gated) else {},
     )
     return gated, phase
 

@@ -97,8 +97,7 @@ def gate(model: Model, *, initial_keep: float = INITIAL_KEEP) -> Model:
     """
     if not 0 < initial_keep < 1:
         raise TrainingError(
-            f"initial_keep: {initial_keep}; expected a probability strictly between 0 and 1. "
-            f"Try {INITIAL_KEEP}."
+            f"initial_keep: {initial_keep}; expected a probability strictly between 0 and 1. Try {INITIAL_KEEP}."
         )
     gated = copy.deepcopy(model)
     modules = dict(recurrent_modules(gated))
@@ -132,9 +131,7 @@ def expected_l0(model: nn.Module) -> Tensor:
     """
     modules, input_gates = _gated_modules(model), _input_gates(model)
     if not modules:
-        raise TrainingError(
-            f"{type(model).__name__}: no gated module inside; expected one. Call gate(model) first."
-        )
+        raise TrainingError(f"{type(model).__name__}: no gated module inside; expected one. Call gate(model) first.")
     terms = []
     for name, module in modules.items():
         inputs = torch.stack([g.open_probability().sum() for g in input_gates[name]]).sum()
@@ -248,9 +245,7 @@ def _open_indices(gates: list[HardConcrete]) -> IndexArray:
 def _check_can_gate(name: str, module: nn.RNNBase) -> None:
     label = f"module {name!r}"
     if isinstance(module, GatedModule):
-        raise TrainingError(
-            f"{label}: gated already; expected a plain module. Use it as it is, or fold() it first."
-        )
+        raise TrainingError(f"{label}: gated already; expected a plain module. Use it as it is, or fold() it first.")
     if type(module) not in _GATED:
         raise TrainingError(
             f"{label}: is a {type(module).__name__}; expected exactly nn.LSTM, nn.GRU or nn.RNN, because a "
@@ -273,9 +268,7 @@ def _add_gates(module: nn.RNNBase, *, has_input_gate: bool, initial_keep: float)
     cells = module.num_layers * num_directions_of(module)
     module.__class__ = _GATED[type(module)]
     module.register_module("input_gate", new_gate(module.input_size) if has_input_gate else None)
-    module.register_module(
-        "hidden_gates", nn.ModuleList([new_gate(module.hidden_size) for _ in range(cells)])
-    )
+    module.register_module("hidden_gates", nn.ModuleList([new_gate(module.hidden_size) for _ in range(cells)]))
 
 
 def _share_gates(model: nn.Module) -> None:

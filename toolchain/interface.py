@@ -14,8 +14,6 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from toolchain.errors import ModelFileError
-
 from toolchain.axes import (
     BATCH,
     TIME,
@@ -29,6 +27,8 @@ from toolchain.axes import (
     nodes_of,
     trace_axes,
 )
+from toolchain.errors import ModelFileError
+from toolchain.model_file import SUGGESTION, read_proto
 
 if TYPE_CHECKING:
     import onnx
@@ -105,7 +105,7 @@ class Feed:
     value: int = 0
 
 
-def read_interface(path: Path, *, suggestion: str = "Check the path.") -> ModelInterface:
+def read_interface(path: Path, *, suggestion: str = SUGGESTION) -> ModelInterface:
     """Read a model's interface, size and number of parameters.
 
     Args:
@@ -113,10 +113,13 @@ def read_interface(path: Path, *, suggestion: str = "Check the path.") -> ModelI
         suggestion: what to do when the file does not exist.
 
     Raises:
-        ModelFileError: there is no such file, or it is not an ONNX model.
-        ModelFileError: an input has a type that cannot be fed.
+        ModelFileError: there is no such file, it is not an ONNX model, or an input has a type that cannot be fed.
     """
-    model = _load(path, suggestion)
+    return interface_of(path, read_proto(path, suggestion=suggestion))
+
+
+def interface_of(path: Path, model: onnx.ModelProto) -> ModelInterface:
+    """Return what `read_interface` does, of a file that was read already."""
     known = {tensor.name for tensor in model.graph.initializer}
     inputs = [value for value in model.graph.input if value.name not in known]
     shapes = {value.name: _shape(value) for value in inputs}
@@ -147,30 +150,6 @@ def read_interface(path: Path, *, suggestion: str = "Check the path.") -> ModelI
 def plan_feeds(model: ModelInterface, *, steps: int, batch: int) -> tuple[Feed, ...]:
     """Decide shape and contents of every input for so many steps of so many sequences."""
     return tuple(_feed(model_input, steps, batch) for model_input in model.inputs)
-
-
-def _load(path: Path, suggestion: str) -> onnx.ModelProto:
-    import onnx
-    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
-
-    if path.is_dir():
-        raise ModelFileError(f"{path}: is a folder; expected an ONNX file. Name the file inside it.")
-    try:
-        model = onnx.load(path, load_external_data=False)
-    except FileNotFoundError as error:
-        raise ModelFileError(f"{path}: no such file; expected an ONNX model. {suggestion}") from error
-    except OSError as error:
-        raise ModelFileError(
-            f"{path}: cannot be read ({error.strerror}); expected a readable file."
-        ) from error
-    except DecodeError as error:
-        raise ModelFileError(
-            f"{path}: is not an ONNX file, or only a part of one; expected a complete model. "
-            "Export or copy it again."
-        ) from error
-    if not model.graph.node:
-        raise ModelFileError(f"{path}: holds no graph; expected an ONNX model with nodes. Export it again.")
-    return model
 
 
 def _shape(value: onnx.ValueInfoProto) -> tuple[Dimension, ...]:
@@ -223,16 +202,12 @@ def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
 def _external_files(path: Path, model: onnx.ModelProto) -> dict[str, int]:
     """Return the size in bytes of each file that holds weights outside the model file."""
     locations = {
-        entry.value
-        for tensor in _tensors(model.graph)
-        for entry in tensor.external_data
-        if entry.key == "location"
+        entry.value for tensor in _tensors(model.graph) for entry in tensor.external_data if entry.key == "location"
     }
     missing = sorted(location for location in locations if not (path.parent / location).is_file())
     if missing:
         raise ModelFileError(
-            f"{path}: its weights file {missing[0]!r} is missing; expected it beside the model. "
-            "Copy it there as well."
+            f"{path}: its weights file {missing[0]!r} is missing; expected it beside the model. Copy it there as well."
         )
     return {location: (path.parent / location).stat().st_size for location in locations}
 
@@ -250,11 +225,7 @@ def _parameters(graph: onnx.GraphProto) -> Iterator[int]:
 def _feed(model_input: ModelInput, steps: int, batch: int) -> Feed:
     lengths = {TIME: steps, BATCH: batch}
     shape = tuple(
-        dimension
-        if isinstance(dimension, int)
-        else label
-        if isinstance(label, int)
-        else lengths.get(label or "", 1)
+        dimension if isinstance(dimension, int) else label if isinstance(label, int) else lengths.get(label or "", 1)
         for dimension, label in zip(model_input.shape, model_input.labels, strict=True)
     )
     kind, value = _contents(model_input, steps)

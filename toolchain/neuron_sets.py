@@ -140,9 +140,7 @@ def fed_by(model: nn.Module) -> dict[str, str]:
     """Return, for each recurrent module that reads another one's neurons, that other module's name."""
     parameters = all_parameters(model)
     reader_of = {
-        id(parameters[parameter]): name
-        for name, link in links_of(model).items()
-        for parameter, _ in link.readers
+        id(parameters[parameter]): name for name, link in links_of(model).items() for parameter, _ in link.readers
     }
     return {
         name: reader_of[id(module.weight_ih_l0)]

@@ -54,9 +54,7 @@ def join_processes(device: str) -> Processes:
     except ImportError as error:
         raise MissingExtraError("accelerate", extra="train") from error
     if device == "cuda" and not torch.cuda.is_available():
-        raise TrainingError(
-            "device cuda: not available; expected a GPU that PyTorch can use. Use `--device cpu`."
-        )
+        raise TrainingError("device cuda: not available; expected a GPU that PyTorch can use. Use `--device cpu`.")
     state = PartialState(cpu=device == "cpu" or not torch.cuda.is_available())
     return Processes(device=state.device, count=state.num_processes, index=state.process_index)
 
@@ -107,9 +105,7 @@ def own_columns(tensor: Tensor, *, processes: Processes) -> Tensor:
             f"optim.batch_size: {tensor.shape[1]} columns for {processes.count} processes; expected a "
             f"multiple. Use `--set optim.batch_size={width * processes.count or processes.count}`."
         )
-    return (
-        tensor[:, processes.index * width : (processes.index + 1) * width].contiguous().to(processes.device)
-    )
+    return tensor[:, processes.index * width : (processes.index + 1) * width].contiguous().to(processes.device)
 
 
 def decided_by_main(decision: Decision, *, processes: Processes) -> Decision:
@@ -129,9 +125,7 @@ def mean_of(value: float, *, processes: Processes) -> float:
         return value
     from accelerate.utils import reduce
 
-    return float(
-        reduce(torch.tensor([value], dtype=torch.float64, device=processes.device), reduction="mean")
-    )
+    return float(reduce(torch.tensor([value], dtype=torch.float64, device=processes.device), reduction="mean"))
 
 
 def leave_processes() -> None:

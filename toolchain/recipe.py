@@ -217,9 +217,7 @@ def parse_override(text: str) -> tuple[str, Any]:
     """
     key, equals, raw = text.partition("=")
     if not equals or key.count(".") != 1:
-        raise RecipeError(
-            f"--set {text}: no value; expected section.key=value. Write for example optim.epochs=3."
-        )
+        raise RecipeError(f"--set {text}: no value; expected section.key=value. Write for example optim.epochs=3.")
     try:
         return key.strip(), tomllib.loads(f"value = {raw}")["value"]
     except tomllib.TOMLDecodeError:
@@ -233,9 +231,7 @@ def dump_recipe(recipe: Recipe) -> str:
         if section.name != "name":
             values = asdict(getattr(recipe, section.name))
             lines += [f"[{section.name}]"]
-            lines += [
-                f"{key} = {json.dumps(value)}" for key, value in values.items() if value is not None
-            ] + [""]
+            lines += [f"{key} = {json.dumps(value)}" for key, value in values.items() if value is not None] + [""]
     return "\n".join(lines)
 
 
@@ -287,19 +283,13 @@ def _recipe(name: str, table: dict[str, Any], origin: str) -> Recipe:
 
 def _section(kind: type[Section], table: Any, origin: str, section: str) -> Section:
     if not isinstance(table, dict):
-        raise RecipeError(
-            f"{origin}: {section}: {table!r}; expected a section. Write `[{section}]` above its keys."
-        )
+        raise RecipeError(f"{origin}: {section}: {table!r}; expected a section. Write `[{section}]` above its keys.")
     hints = _hints(kind)
     _refuse_unknown(table, hints, origin, prefix=f"{section}.")
     for field in fields(kind):
         if field.default is MISSING and field.name not in table:
-            raise RecipeError(
-                f"{origin}: {section}.{field.name}: missing; expected a value. Add it to `[{section}]`."
-            )
-    return kind(
-        **{key: _checked(value, hints[key], origin, f"{section}.{key}") for key, value in table.items()}
-    )
+            raise RecipeError(f"{origin}: {section}.{field.name}: missing; expected a value. Add it to `[{section}]`.")
+    return kind(**{key: _checked(value, hints[key], origin, f"{section}.{key}") for key, value in table.items()})
 
 
 def _refuse_unknown(table: Mapping[str, Any], known: Iterable[str], origin: str, *, prefix: str) -> None:

@@ -181,9 +181,7 @@ class _Elimination:
                 if reader.site == site:
                     W = parameters[reader.parameter].detach().movedim(reader.axis, -1).flatten(0, -2).to(C)
                     G += W.T @ W
-            G /= (
-                (G * C).sum().clamp_min(torch.finfo(torch.float32).tiny)
-            )  # of the readers' variance, tr(WCW')
+            G /= (G * C).sum().clamp_min(torch.finfo(torch.float32).tiny)  # of the readers' variance, tr(WCW')
             self._parts.append((torch.linalg.inv(C), G))
 
     def cheapest(self) -> tuple[int, float]:

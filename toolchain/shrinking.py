@@ -8,7 +8,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,8 @@ import onnx
 import onnx_ir as ir
 
 from toolchain.errors import ModelFileError, OutputError
-from toolchain.graph.carried import declared_state, find_state
-from toolchain.graph.loading import file_bytes, load_model, save_model, written_whole
+from toolchain.graph.carried import find_state
+from toolchain.graph.loading import load_model, save_model, written_whole
 from toolchain.graph.normalise import Normalised, normalise
 from toolchain.graph.program import StatePair
 from toolchain.graph.surgery import (
@@ -28,6 +28,7 @@ from toolchain.graph.surgery import (
     parameters,
     plan_surgery,
 )
+from toolchain.interface import ModelInterface, read_interface
 from toolchain.verification import Parity, verify
 
 SCHEMA = 1
@@ -101,6 +102,19 @@ class ShrinkResult:
         }
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Decision:
+    """A model that was read, and what is to be done with it."""
+
+    interface: ModelInterface
+    normalised: Normalised
+    plan: SurgeryPlan
+    carried: tuple[StatePair, ...]
+    undeclared: tuple[StatePair, ...]
+    undeclared_units: int
+    before: Sizes
+
+
 def shrink(
     model: str | Path | onnx.ModelProto | ir.Model,
     output: str | Path | None = None,
@@ -134,49 +148,76 @@ def shrink(
     """
     with _as_file(model, output) as source:
         target = Path(output) if output is not None else default_output(source)
-        _check_targets(source, target, None if masked is None else Path(masked))
-        progress("reading")
-        loaded = load_model(source)
-        declared = declared_state(loaded, source)
-        original_parameters = parameters(loaded.graph)
-        progress("simplifying")
-        normalised = normalise(loaded)
-        progress("deciding")
-        graph = normalised.model.graph
-        pairs = _carried(graph, source, declared, carried)
-        plan = plan_surgery(graph, carried=pairs, compact_state=compact_state)
-        undeclared, undeclared_units = _undeclared(graph, plan, pairs)
-        before = Sizes(parameters=original_parameters, multiply_adds=multiply_adds(graph), bytes=file_bytes(source))
-        status, after, parity = "nothing_to_remove", before, None
-        if plan.removes_something and dry_run:
-            smaller = apply_surgery(plan, normalised).graph
-            status = "dry_run"
-            after = Sizes(parameters=parameters(smaller), multiply_adds=multiply_adds(smaller), bytes=before.bytes)
-        elif plan.removes_something:
-            status = "written"
-            after, parity = _write(
-                plan,
-                normalised,
-                source,
-                target,
-                None if masked is None else Path(masked),
-                pairs,
-                compact_state,
-                progress,
-            )
-        return ShrinkResult(
-            status=status,
-            source=source,
-            output=target if status == "written" else None,
-            nodes=plan.changes,
-            before=before,
-            after=after,
-            parity=parity,
-            carried=pairs,
-            undeclared=undeclared,
-            undeclared_units=undeclared_units,
-            not_simplified=normalised.not_simplified,
+        mask = None if masked is None else Path(masked)
+        _check_targets(source, target, mask)
+        decision = _decide(source, carried, compact_state, progress)
+        if not decision.plan.removes_something:
+            return _result(decision, "nothing_to_remove", decision.before)
+        if mask is not None and not dry_run:
+            with written_whole(mask) as unfinished:
+                save_model(decision.normalised.model, unfinished)
+        progress("rewriting")
+        smaller = apply_surgery(decision.plan, decision.normalised)
+        after = Sizes(
+            parameters=parameters(smaller.graph),
+            multiply_adds=multiply_adds(smaller.graph),
+            bytes=decision.before.bytes,
         )
+        if dry_run:
+            return _result(decision, "dry_run", after)
+        with written_whole(target) as unfinished:
+            save_model(smaller, unfinished)
+            progress("verifying")
+            originals = [decision.interface, *([] if mask is None else [read_interface(mask)])]
+            parity, *_ = [
+                verify(original, unfinished, carried=decision.carried, compact_state=compact_state)
+                for original in originals
+            ]
+            after = replace(after, bytes=read_interface(unfinished).file_bytes)
+        return _result(decision, "written", after, output=target, parity=parity)
+
+
+def _decide(
+    source: Path, carried: str | Sequence[StatePair] | None, compact_state: bool, progress: Progress
+) -> _Decision:
+    """Read a model and plan its surgery."""
+    progress("reading")
+    model, interface = load_model(source)
+    weights = parameters(model.graph)
+    progress("simplifying")
+    normalised = normalise(model)
+    progress("deciding")
+    graph = normalised.model.graph
+    pairs = _carried(graph, interface, carried)
+    plan = plan_surgery(graph, carried=pairs, compact_state=compact_state)
+    undeclared, undeclared_units = _undeclared(graph, plan, pairs)
+    return _Decision(
+        interface=interface,
+        normalised=normalised,
+        plan=plan,
+        carried=pairs,
+        undeclared=undeclared,
+        undeclared_units=undeclared_units,
+        before=Sizes(parameters=weights, multiply_adds=multiply_adds(graph), bytes=interface.file_bytes),
+    )
+
+
+def _result(
+    decision: _Decision, status: str, after: Sizes, *, output: Path | None = None, parity: Parity | None = None
+) -> ShrinkResult:
+    return ShrinkResult(
+        status=status,
+        source=decision.interface.path,
+        output=output,
+        nodes=decision.plan.changes,
+        before=decision.before,
+        after=after,
+        parity=parity,
+        carried=decision.carried,
+        undeclared=decision.undeclared,
+        undeclared_units=decision.undeclared_units,
+        not_simplified=decision.normalised.not_simplified,
+    )
 
 
 def default_output(source: Path) -> Path:
@@ -208,14 +249,14 @@ def _check_targets(source: Path, *targets: Path | None) -> None:
 
 
 def _carried(
-    graph: ir.Graph, source: Path, declared: tuple[StatePair, ...], asked: str | Sequence[StatePair] | None
+    graph: ir.Graph, interface: ModelInterface, asked: str | Sequence[StatePair] | None
 ) -> tuple[StatePair, ...]:
     """Return the state pairs to assume: those asked for, else those declared in the model."""
-    pairs = declared if asked is None else find_state(graph) if isinstance(asked, str) else tuple(asked)
+    pairs = interface.carried if asked is None else find_state(graph) if isinstance(asked, str) else tuple(asked)
     outputs = {str(value.name) for value in graph.outputs}
     if outputs <= {output for _, output in pairs}:
         raise ModelFileError(
-            f"{source}: all of its outputs ({', '.join(sorted(outputs))}) are carried state; expected at "
+            f"{interface.name}: all of its outputs ({', '.join(sorted(outputs))}) are carried state; expected at "
             "least one that somebody reads. Name the pairs that are state with --carried IN=OUT."
         )
     return pairs
@@ -229,29 +270,3 @@ def _undeclared(graph: ir.Graph, plan: SurgeryPlan, pairs: Sequence[StatePair]) 
         return (), 0
     freed = plan_surgery(graph, carried=[*pairs, *missing], compact_state=False).units_removed - plan.units_removed
     return missing, freed
-
-
-def _write(
-    plan: SurgeryPlan,
-    normalised: Normalised,
-    source: Path,
-    target: Path,
-    masked: Path | None,
-    carried: Sequence[StatePair],
-    compact_state: bool,
-    progress: Progress,
-) -> tuple[Sizes, Parity]:
-    """Cut, save under a temporary name, prove equal, rename."""
-    if masked is not None:
-        with written_whole(masked) as unfinished:
-            save_model(normalised.model, unfinished)
-    progress("rewriting")
-    smaller = apply_surgery(plan, normalised)
-    sizes = parameters(smaller.graph), multiply_adds(smaller.graph)
-    with written_whole(target) as unfinished:
-        save_model(smaller, unfinished)
-        progress("verifying")
-        parity = verify(source, unfinished, carried=carried, compact_state=compact_state)
-        if masked is not None:
-            verify(masked, unfinished, carried=carried, compact_state=compact_state)
-        return Sizes(parameters=sizes[0], multiply_adds=sizes[1], bytes=file_bytes(unfinished)), parity

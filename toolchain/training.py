@@ -152,9 +152,7 @@ def finish(run: TrainingRun, corpus: Any, *, threads: int | None = None) -> Trai
         OutputError: the file cannot be written.
         ParityError: ONNX Runtime computes something else than PyTorch.
     """
-    model = finished_model(
-        run.model, run.phase, dense=build_network(run.recipe.model, len(corpus.vocabulary))
-    )
+    model = finished_model(run.model, run.phase, dense=build_network(run.recipe.model, len(corpus.vocabulary)))
     path = run.folder / MODEL
     export(model, path, metadata={"toolchain.vocabulary_sha256": corpus.vocabulary_hash})
     test = torch.from_numpy(corpus.test).long().to(run.processes.device)

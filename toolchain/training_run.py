@@ -87,9 +87,7 @@ def begin_run(recipe: Recipe, corpus: Any, *, folder: Path, processes: Processes
     text = importlib.import_module("toolchain.models.text")
     batch_size = recipe.optim.batch_size
     train = torch.from_numpy(text.batch_columns(corpus.train, batch_size).astype(np.int64))
-    valid = torch.from_numpy(
-        text.batch_columns(corpus.valid, min(batch_size, len(corpus.valid) // 2)).astype(np.int64)
-    )
+    valid = torch.from_numpy(text.batch_columns(corpus.valid, min(batch_size, len(corpus.valid) // 2)).astype(np.int64))
     gates = recipe.gates if recipe.run.method == "neuron-selection" else None
     model = build_network(recipe.model, len(corpus.vocabulary))
     model.to(processes.device)
@@ -209,7 +207,5 @@ def _restored_state(checkpoint: Checkpoint, processes: Processes) -> State | Non
     layers: dict[int, list[Tensor]] = {}
     named = with_prefix("state", checkpoint.tensors)
     for name in sorted(named, key=lambda name: [int(number) for number in name.split(".")]):
-        layers.setdefault(int(name.partition(".")[0]), []).append(
-            own_columns(named[name], processes=processes)
-        )
+        layers.setdefault(int(name.partition(".")[0]), []).append(own_columns(named[name], processes=processes))
     return tuple(tuple(parts) for parts in layers.values()) or None

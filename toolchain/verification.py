@@ -62,7 +62,7 @@ class Parity:
 
 
 def verify(
-    reference: Path,
+    reference: ModelInterface,
     candidate: Path,
     *,
     carried: Sequence[StatePair] = (),
@@ -72,7 +72,7 @@ def verify(
     """Compare two models.
 
     Args:
-        reference: the model that counts as right.
+        reference: the model that counts as right, as `read_interface` returns it.
         candidate: the model to prove equal to it.
         carried: state inputs with the outputs that are fed back into them.
         compact_state: the candidate's state has other shapes, so it always starts from zeros.
@@ -82,17 +82,15 @@ def verify(
         ParityError: an output differs, in shape, type or value; says which, at which input shape, and by how much.
         ModelFileError: ONNX Runtime refuses a model, or runs the reference at none of the shapes.
     """
-    interface = read_interface(reference)
-    cases = tuple(_cases(interface, carried, compact_state))
-    expected = _expected(reference, interface, cases, carried, seed)
+    cases = tuple(_cases(reference, carried, compact_state))
+    expected = _expected(reference, cases, carried, seed)
     session = _open_candidate(candidate)
-    candidate_interface = read_interface(candidate)
     results = []
     for case, calls in expected.items():
-        feeds = _case_feeds(interface, case, carried, seed)
-        feeds = (
-            [_with_zero_state(feed, candidate_interface, case, carried) for feed in feeds] if compact_state else feeds
-        )
+        feeds = _case_feeds(reference, case, carried, seed)
+        if compact_state:
+            narrow = read_interface(candidate)
+            feeds = [_with_zero_state(feed, narrow, case, carried) for feed in feeds]
         try:
             actual = _run_case(session, feeds, carried)
         except RUNTIME_ERRORS as error:
@@ -132,30 +130,30 @@ def _cases(interface: ModelInterface, carried: Sequence[StatePair], compact_stat
 
 
 def _expected(
-    reference: Path, interface: ModelInterface, cases: Sequence[Case], carried: Sequence[StatePair], seed: int
+    reference: ModelInterface, cases: Sequence[Case], carried: Sequence[StatePair], seed: int
 ) -> dict[Case, list[Arrays]]:
     """Run the reference at every shape it takes; its session is closed before this returns."""
-    session = open_session(reference)
+    session = open_session(reference.path)
     state_outputs = {output for _, output in carried}
     expected: dict[Case, list[Arrays]] = {}
     refused = ""
     for case in cases:
         try:
-            calls = _run_case(session, _case_feeds(interface, case, carried, seed), carried)
+            calls = _run_case(session, _case_feeds(reference, case, carried, seed), carried)
         except RUNTIME_ERRORS as error:  # a length that this model is not made for
             refused = f"{_where(case)}: {first_line(error)}"
             continue
         expected[case] = [{name: array for name, array in call.items() if name not in state_outputs} for call in calls]
     if not expected:
         raise ModelFileError(
-            f"{reference}: runs at none of {len(cases)} input shapes tried ({refused}); expected a model "
+            f"{reference.name}: runs at none of {len(cases)} input shapes tried ({refused}); expected a model "
             "that runs on random inputs. Check its inputs with `toolchain bench`."
         )
     finite = any(np.isfinite(array).any() for calls in expected.values() for call in calls for array in call.values()
                  if array.dtype.kind in "fiub")  # fmt: skip
     if not finite:
         raise ModelFileError(
-            f"{reference}: returns no finite number on random inputs; expected outputs that can be "
+            f"{reference.name}: returns no finite number on random inputs; expected outputs that can be "
             "compared. Check the model."
         )
     return expected

@@ -18,9 +18,7 @@ def _whole_numbers(ctx: click.Context, param: click.Parameter, value: str) -> tu
     try:
         numbers = tuple(dict.fromkeys(int(part) for part in value.split(",")))
     except ValueError as error:
-        raise click.BadParameter(
-            f"{value!r} is not a list of whole numbers such as 1,35.", ctx, param
-        ) from error
+        raise click.BadParameter(f"{value!r} is not a list of whole numbers such as 1,35.", ctx, param) from error
     if min(numbers) < 1:
         raise click.BadParameter(f"{min(numbers)} is out of range; expected at least 1.", ctx, param)
     return numbers
@@ -116,9 +114,7 @@ def _warn_about_cpus(threads: int) -> None:
     """Warn when the threads, or the programs that already run, need more CPUs than there are."""
     cpus = len(importlib.import_module("toolchain.bench.runner").allowed_cpus())
     if threads > cpus:
-        click.echo(
-            f"warning: {threads} threads on {cpus} CPUs wait for each other. Use --threads {cpus}.", err=True
-        )
+        click.echo(f"warning: {threads} threads on {cpus} CPUs wait for each other. Use --threads {cpus}.", err=True)
     if hasattr(os, "getloadavg") and os.getloadavg()[0] > cpus - 0.5:
         load = f"warning: {os.getloadavg()[0]:.1f} CPUs of {cpus} are busy with other programs."
         click.echo(f"{load} Intervals will be wide; close them, or wait.", err=True)

@@ -37,7 +37,7 @@ def _state_pairs(ctx: click.Context, parameter: click.Parameter, values: tuple[s
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="File to write [beside MODEL: *.shrunk.onnx].")
 @click.option("--dry-run", is_flag=True, help="Decide and print; write no model.")
 @click.option("--carried", multiple=True, callback=_state_pairs, metavar="auto|IN=OUT",
-              help="State outputs that the caller feeds back into inputs [what the model's metadata declares].")  # fmt: skip
+              help="State that the caller feeds back [what the model's metadata declares].")  # fmt: skip
 @click.option("--compact-state", is_flag=True, help="Let the carried state's own shapes shrink too.")
 @click.option("--masked", type=click.Path(path_type=Path), help="Also write the model just before the cut.")
 @click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write the result as JSON.")

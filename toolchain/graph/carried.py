@@ -6,35 +6,15 @@ the model's metadata (our exporter writes them), by name, or by asking for all t
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
-from pathlib import Path
 
 import onnx_ir as ir
 
-from toolchain.errors import ModelFileError
 from toolchain.graph.program import StatePair
 from toolchain.recurrent import GATES, OUTPUTS, slot
 
-METADATA_KEY = "toolchain.carried_state"
 _MOVES = frozenset({"Cast", "Concat", "Flatten", "Gather", "Identity", "Reshape", "Slice", "Split", "Squeeze",
                     "Transpose", "Unsqueeze"})  # fmt: skip
-
-
-def declared_state(model: ir.Model, path: Path) -> tuple[StatePair, ...]:
-    """Return the pairs that the model's metadata declares.
-
-    Raises:
-        ModelFileError: the metadata is not a JSON list of pairs.
-    """
-    text = model.metadata_props.get(METADATA_KEY, "[]")
-    try:
-        return tuple((str(state_in), str(state_out)) for state_in, state_out in json.loads(text))
-    except (ValueError, TypeError) as error:
-        raise ModelFileError(
-            f"{path}: metadata {METADATA_KEY} is {text!r}; expected a JSON list of [input, output] pairs. "
-            "Correct it, or remove it."
-        ) from error
 
 
 def find_state(graph: ir.Graph) -> tuple[StatePair, ...]:

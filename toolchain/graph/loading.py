@@ -8,52 +8,34 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import onnx
 import onnx_ir as ir
-from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
 from toolchain.errors import ModelFileError, OutputError
+from toolchain.interface import ModelInterface, interface_of
+from toolchain.model_file import read_proto
 
 # Protobuf cannot hold more than 2 GiB in one file; weights go beside the model well before that.
 MAX_EMBEDDED_BYTES = 1_900_000_000
 
 
-def load_model(path: Path) -> ir.Model:
-    """Read a model; external weights stay on disk and are mapped into memory when read.
+def load_model(path: Path) -> tuple[ir.Model, ModelInterface]:
+    """Read a model and its interface; external weights stay on disk and are mapped into memory when read.
 
     Raises:
         ModelFileError: there is no such file, it is not a complete ONNX model, or its external data is missing.
     """
-    proto = _parse(path)
+    proto = read_proto(path)
+    interface = interface_of(path, proto)
     try:
         model = ir.serde.deserialize_model(proto)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
+        problem = " ".join(str(error).split())[:200]
         raise ModelFileError(
-            f"{path}: the graph is damaged ({_line(error)}); expected a valid ONNX model. Export it again."
+            f"{path}: the graph is damaged ({problem}); expected a valid ONNX model. Export it again."
         ) from error
     ir.external_data.set_base_dir(model.graph, path.parent)
     _check_external(path, model)
-    return model
-
-
-def _parse(path: Path) -> onnx.ModelProto:
-    if path.is_dir():
-        raise ModelFileError(f"{path}: is a folder; expected an ONNX file. Name the file inside it.")
-    try:
-        proto = onnx.load(path, load_external_data=False)
-    except FileNotFoundError as error:
-        raise ModelFileError(
-            f"{path}: no such file; expected an ONNX model. `toolchain train` writes one, or export your own."
-        ) from error
-    except OSError as error:
-        raise ModelFileError(f"{path}: cannot be read ({error.strerror}); expected a readable file.") from error
-    except (DecodeError, UnicodeDecodeError) as error:
-        raise ModelFileError(
-            f"{path}: is not an ONNX file, or only a part of one; expected a complete model. Export or copy it again."
-        ) from error
-    if not proto.graph.node or not proto.opset_import:
-        raise ModelFileError(f"{path}: holds no graph; expected an ONNX model with nodes. Export or copy it again.")
-    return proto
+    return model, interface
 
 
 def _check_external(path: Path, model: ir.Model) -> None:
@@ -108,16 +90,3 @@ def save_model(model: ir.Model, path: Path) -> None:
         ir.save(model, path, external_data=f"{path.name}.data")
     else:
         ir.save(ir.external_data.load_to_model(model), path)
-
-
-def file_bytes(path: Path) -> int:
-    """Return the size of a model file and of the weight files that it names, in bytes."""
-    proto = onnx.load(path, load_external_data=False)
-    names = {
-        entry.value for tensor in proto.graph.initializer for entry in tensor.external_data if entry.key == "location"
-    }
-    return sum(file.stat().st_size for file in (path, *(path.parent / str(name) for name in names)))
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]

@@ -9,23 +9,23 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper
 from toolchain.bench import runner
-from toolchain.bench.axes import BATCH, TIME
-from toolchain.bench.inputs import plan_feeds, read_model
 from toolchain.bench.plan import Effort, plan_bench
 from toolchain.bench.random_lm import write_language_model
 
+from toolchain.axes import BATCH, TIME
 from toolchain.errors import BenchError, ModelFileError
+from toolchain.interface import plan_feeds, read_interface
 
 F = TensorProto.FLOAT
 
 
 def labels(path):
-    return {model_input.name: model_input.labels for model_input in read_model(path).inputs}
+    return {model_input.name: model_input.labels for model_input in read_interface(path).inputs}
 
 
 def run(path, *, steps, batch):
     """Run a model in ONNX Runtime on what was planned for it; the oracle is that it accepts it."""
-    feeds = plan_feeds(read_model(path), steps=steps, batch=batch)
+    feeds = plan_feeds(read_interface(path), steps=steps, batch=batch)
     arrays = {feed.name: runner.make_feed(vars_of(feed), seed=0) for feed in feeds}
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     return session.run(None, arrays)
@@ -50,14 +50,14 @@ def test_a_transpose_turns_the_axes(tmp_path):
 def test_tokens_stay_within_the_embedding_table_and_reach_its_last_row(tmp_path):
     path = bench_models.tokens(tmp_path / "m.onnx", rows=11)
     assert labels(path) == {"ids": (TIME, BATCH)}
-    (feed,) = plan_feeds(read_model(path), steps=50, batch=3)
+    (feed,) = plan_feeds(read_interface(path), steps=50, batch=3)
     ids = runner.make_feed(vars_of(feed), seed=0)
     assert (ids.dtype, ids.shape, ids.min(), ids.max()) == (np.int64, (50, 3), 0, 10)
-    assert read_model(path).reads_tokens
+    assert read_interface(path).reads_tokens
 
 
 def test_static_axes_stay_and_are_what_the_case_says(tmp_path):
-    model = read_model(bench_models.static_gru(tmp_path / "m.onnx", steps=6))
+    model = read_interface(bench_models.static_gru(tmp_path / "m.onnx", steps=6))
     assert (model.fixed(TIME), model.fixed(BATCH)) == (6, 2)
     plan = plan_bench([model], device="cpu", steps=[1, 35], batches=[1, 4], threads=[1], effort=Effort())
     assert [(case.steps, case.batch) for case in plan.cases] == [(6, 2)]
@@ -65,15 +65,15 @@ def test_static_axes_stay_and_are_what_the_case_says(tmp_path):
 
 
 def test_models_that_fix_different_steps_are_not_compared(tmp_path):
-    models = [read_model(bench_models.static_gru(tmp_path / f"{n}.onnx", steps=n)) for n in (6, 7)]
+    models = [read_interface(bench_models.static_gru(tmp_path / f"{n}.onnx", steps=n)) for n in (6, 7)]
     with pytest.raises(BenchError, match=r"fix different numbers of steps \(.*6\.onnx 6, .*7\.onnx 7\)"):
         plan_bench(models, device="cpu", steps=[1], batches=[1], threads=[1], effort=Effort())
 
 
 def test_a_dynamic_model_follows_the_steps_that_the_other_fixes(tmp_path):
     models = [
-        read_model(bench_models.lstm(tmp_path / "a.onnx")),
-        read_model(bench_models.static_gru(tmp_path / "b.onnx")),
+        read_interface(bench_models.lstm(tmp_path / "a.onnx")),
+        read_interface(bench_models.static_gru(tmp_path / "b.onnx")),
     ]
     plan = plan_bench(models, device="cpu", steps=[1, 35], batches=[1], threads=[1], effort=Effort())
     assert [feeds[0].shape for feeds in plan.cases[0].feeds] == [(6, 2, 4), (6, 2, 4)]
@@ -82,14 +82,14 @@ def test_a_dynamic_model_follows_the_steps_that_the_other_fixes(tmp_path):
 def test_state_is_zeros_with_its_batch_axis_behind_a_gather(tmp_path):
     path = bench_models.streaming_gru(tmp_path / "m.onnx")
     assert labels(path)["state"] == (None, BATCH, 8)
-    feeds = {feed.name: feed for feed in plan_feeds(read_model(path), steps=1, batch=3)}
+    feeds = {feed.name: feed for feed in plan_feeds(read_interface(path), steps=1, batch=3)}
     assert (feeds["state"].shape, feeds["state"].kind, feeds["state"].value) == ((2, 3, 8), "fill", 0)
-    assert read_model(path).carried == (("state", "state_next"),)
+    assert read_interface(path).carried == (("state", "state_next"),)
     assert run(path, steps=5, batch=3)[0].shape == (5, 1, 3, 8)
 
 
 def test_only_one_step_at_a_time_feeds_the_state_back(tmp_path):
-    model = read_model(bench_models.streaming_gru(tmp_path / "m.onnx"))
+    model = read_interface(bench_models.streaming_gru(tmp_path / "m.onnx"))
     plan = plan_bench([model], device="cpu", steps=[1, 35], batches=[1], threads=[1], effort=Effort())
     assert [plan.streams(case, model) for case in plan.cases] == [True, False]
 
@@ -108,7 +108,7 @@ def test_sequence_lengths_get_the_number_of_steps(tmp_path):
     node, weights = bench_models.recurrent("LSTM", "X", hidden=8, inputs=4, rest=["lens"])
     inputs = [("X", F, ("a", "b", 4)), ("lens", TensorProto.INT32, ("c",))]
     path = bench_models.save(tmp_path / "m.onnx", [node], weights, inputs, ["Y"])
-    feeds = {feed.name: feed for feed in plan_feeds(read_model(path), steps=7, batch=3)}
+    feeds = {feed.name: feed for feed in plan_feeds(read_interface(path), steps=7, batch=3)}
     assert (feeds["lens"].shape, feeds["lens"].kind, feeds["lens"].value) == ((3,), "fill", 7)
     assert run(path, steps=7, batch=3)[0].shape == (7, 1, 3, 8)
 
@@ -119,9 +119,7 @@ def test_an_input_size_that_is_dynamic_is_read_from_the_weights(tmp_path):
     node, weights = bench_models.recurrent("LSTM", "projected", hidden=8, inputs=4)
     matmul = helper.make_node("MatMul", ["X", "projection"], ["projected"])
     initializers = [bench_models.constant("projection", (9, 4)), *weights]
-    path = bench_models.save(
-        tmp_path / "p.onnx", [matmul, node], initializers, [("X", F, ("a", "b", "c"))], ["Y"]
-    )
+    path = bench_models.save(tmp_path / "p.onnx", [matmul, node], initializers, [("X", F, ("a", "b", "c"))], ["Y"])
     assert labels(path) == {"X": (TIME, BATCH, 9)}
 
 
@@ -161,9 +159,7 @@ def test_a_recurrent_node_inside_a_branch_labels_the_outer_input(tmp_path):
     node, weights = bench_models.recurrent("GRU", "X_time_first", hidden=8, inputs=4)
     transpose = helper.make_node("Transpose", ["X"], ["X_time_first"], perm=[1, 0, 2])
     output = helper.make_tensor_value_info("Y", F, None)
-    branches = [
-        helper.make_graph([transpose, node], name, [], [output], weights) for name in ("then", "else")
-    ]
+    branches = [helper.make_graph([transpose, node], name, [], [output], weights) for name in ("then", "else")]
     choose = helper.make_node("If", ["flag"], ["out"], then_branch=branches[0], else_branch=branches[1])
     inputs = [("X", F, ("s0", "s1", 4)), ("flag", TensorProto.BOOL, ())]
     path = bench_models.save(tmp_path / "m.onnx", [choose], [], inputs, ["out"])
@@ -172,21 +168,21 @@ def test_a_recurrent_node_inside_a_branch_labels_the_outer_input(tmp_path):
 
 
 def test_parameters_are_weights_and_not_shape_constants(tmp_path):
-    model = read_model(bench_models.streaming_gru(tmp_path / "m.onnx"))
+    model = read_interface(bench_models.streaming_gru(tmp_path / "m.onnx"))
     assert model.parameters == 3 * 8 * 4 + 3 * 8 * 8 + 6 * 8  # W, R, B; neither the index nor the axis
 
 
 def test_external_weights_count_as_part_of_the_file(tmp_path):
     write_language_model(tmp_path / "m.onnx", vocabulary=200, embedding=8, hidden=[8])
     model = onnx.load(tmp_path / "m.onnx")
-    inside = read_model(tmp_path / "m.onnx")
+    inside = read_interface(tmp_path / "m.onnx")
     onnx.save(model, tmp_path / "e.onnx", save_as_external_data=True, location="w.bin", size_threshold=0)
-    outside = read_model(tmp_path / "e.onnx")
+    outside = read_interface(tmp_path / "e.onnx")
     assert outside.parameters == inside.parameters
     assert outside.file_bytes == sum((tmp_path / name).stat().st_size for name in ("e.onnx", "w.bin"))
     (tmp_path / "w.bin").unlink()
     with pytest.raises(ModelFileError, match=r"its weights file 'w\.bin' is missing; expected it beside"):
-        read_model(tmp_path / "e.onnx")
+        read_interface(tmp_path / "e.onnx")
 
 
 def test_unreadable_files_are_one_line_errors(tmp_path):
@@ -203,7 +199,7 @@ def test_unreadable_files_are_one_line_errors(tmp_path):
         ("none.onnx", "no such file"),
     ]:
         with pytest.raises(ModelFileError, match=reason) as caught:
-            read_model(tmp_path / name)
+            read_interface(tmp_path / name)
         assert "\n" not in str(caught.value)
 
 
@@ -214,14 +210,14 @@ def test_wrongly_declared_state_is_an_error(tmp_path, declared):
     helper.set_model_props(model, {"toolchain.carried_state": declared})
     onnx.save(model, path)
     with pytest.raises(ModelFileError, match=r"metadata toolchain\.carried_state"):
-        read_model(path)
+        read_interface(path)
 
 
 def test_an_input_of_text_is_refused_by_name(tmp_path):
     node = helper.make_node("Identity", ["words"], ["out"])
     path = bench_models.save(tmp_path / "m.onnx", [node], [], [("words", TensorProto.STRING, (1,))], ["out"])
-    with pytest.raises(BenchError, match=r"input 'words' is not a tensor of plain numbers"):
-        read_model(path)
+    with pytest.raises(ModelFileError, match=r"input 'words' is not a tensor of plain numbers"):
+        read_interface(path)
 
 
 def test_a_random_language_model_runs_and_declares_its_state(tmp_path):
@@ -231,7 +227,7 @@ def test_a_random_language_model_runs_and_declares_its_state(tmp_path):
     logits, *states = run(path, steps=5, batch=3)
     assert logits.shape == (5, 3, 50)
     assert [state.shape for state in states] == [(1, 3, 8), (1, 3, 8), (1, 3, 7), (1, 3, 7)]
-    assert [list(pair) for pair in read_model(path).carried] == [
+    assert [list(pair) for pair in read_interface(path).carried] == [
         ["h_0", "h_0_next"], ["c_0", "c_0_next"], ["h_1", "h_1_next"], ["c_1", "c_1_next"]
     ]  # fmt: skip
 
