@@ -1,0 +1,34 @@
+# make demo   train, shrink and bench a language model in ./demo
+# make test   lint, types, tests
+# Both set up .venv themselves on first use.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(abspath $(VENV))/bin
+
+.PHONY: demo test lint types tests clean
+
+demo: $(VENV)/.installed
+	@mkdir -p demo
+	cd demo && PATH="$(BIN):$$PATH" ../bench/demo.sh
+
+test: lint types tests
+
+lint: $(VENV)/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/.installed
+	$(BIN)/mypy
+
+tests: $(VENV)/.installed
+	$(BIN)/python -m pytest --cov --cov-report=term:skip-covered --durations=10
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit("Python %d.%d: too old; expected 3.11 or newer. Try make PYTHON=python3.12" % sys.version_info[:2] if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+clean:
+	rm -rf $(VENV) demo
