@@ -46,28 +46,32 @@ class Space:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Read:
-    """Cell `reader[i]` needs cell `read[i]`; both have shape `[num_pairs]`."""
+    """Cell `reader[i]` needs cell `read[i]`; both have shape `[num_pairs]`.
+
+    With `keeps_zero`, a reader is zero for certain where all that it reads is zero for certain.
+    """
 
     reader: CellArray
     read: CellArray
+    keeps_zero: bool = False
 
-    def push(self, demand: BoolArray) -> None:
+    def push(self, demand: BoolArray, nonzero: BoolArray) -> None:
         """Mark what the demanded readers read."""
         demand[self.read[demand[self.reader]]] = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Linear:
-    """Cell `reader[i]` needs cell `read[j]` where `weights[i, j]` is True (a non-zero weight)."""
+    """Cell `reader[i]` needs cell `read[j]` where `weights[i, j]` is True, unless `read[j]` is zero for certain."""
 
     reader: CellArray  # [num_readers]
     read: CellArray  # [num_read]
     weights: BoolArray  # [num_readers, num_read]
 
-    def push(self, demand: BoolArray) -> None:
+    def push(self, demand: BoolArray, nonzero: BoolArray) -> None:
         """Mark what the demanded readers read; readers may read one another, so repeat until nothing is new."""
         while True:
-            wanted = self.weights[demand[self.reader]].any(axis=0)
+            wanted = self.weights[demand[self.reader]].any(axis=0) & nonzero[self.read]
             fresh = self.read[wanted & ~demand[self.read]]
             if not fresh.size:
                 return
@@ -117,10 +121,10 @@ class BlockedError(Exception):
     """A node cannot be described; the text is the reason shown to the user. Never leaves `toolchain.graph`."""
 
 
-def pairs(reader: CellArray, read: CellArray) -> Read:
+def pairs(reader: CellArray, read: CellArray, *, keeps_zero: bool = False) -> Read:
     """Return the statement that every cell of `reader` needs the cell at its place in `read` (broadcast to it)."""
     reader, read = np.broadcast_arrays(reader, read)
-    return Read(reader=reader.ravel(), read=read.ravel())
+    return Read(reader=reader.ravel(), read=read.ravel(), keeps_zero=keeps_zero)
 
 
 def couple(a: CellArray, b: CellArray) -> Couple:

@@ -57,6 +57,10 @@ def decide_layout(
         held[port.value] = True
     labels = components(demand.size, [*couples, *joined])
     kept = _spread(kept | held, labels)
+    for direction in (cells for port in bridged for cells in port.unit[:, 0]):  # [hidden]: a bridge needs each of them
+        if not kept[direction].any():
+            kept[direction[0]] = True
+    kept = _spread(kept, labels)
     for group in (tuple(neurons), tuple(spaces)):
         kept = _complete(kept, labels, group)
     return Layout(kept=Kept(mask=kept), bridged=bridged)

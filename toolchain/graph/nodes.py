@@ -56,6 +56,7 @@ class NodeView:
     def __init__(self, node: ir.Node, numbering: Numbering, opset: int) -> None:
         self.node = node
         self.opset = opset
+        self.described: set[int] = set()  # inputs whose cells a transfer has asked for
         self._numbering = numbering
 
     def has_input(self, index: int) -> bool:
@@ -80,6 +81,7 @@ class NodeView:
     def input(self, index: int) -> Space:
         """Return the space of an input; a constant has one of its own for each place where it is used."""
         value = self.value(index)
+        self.described.add(index)
         shape = static_shape(value)
         if shape is None:
             raise BlockedError(f"the shape of its input {value.name!r} is not known")

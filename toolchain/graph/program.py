@@ -9,7 +9,7 @@ What no statement describes demands everything it reads and keeps its shapes: co
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx_ir as ir
@@ -102,9 +102,28 @@ def describe(graph: ir.Graph, *, carried: Sequence[StatePair], compact_state: bo
     )
 
 
+def nonzero_cells(program: Program) -> BoolArray:
+    """Return which cells may be other than zero, shape `[num_cells]`: one pass forwards from the constants."""
+    nonzero = np.ones(program.numbering.size, dtype=np.bool_)
+    for node in program.nodes:
+        for index in node.inputs():
+            space, array = program.numbering.spaces.get((id(node.node), index)), node.constant(index)
+            if space is not None and array is not None:
+                nonzero[space.cells] = array.reshape(space.shape) != 0
+    for transfer in program.transfers:
+        reads = [statement for statement in reversed(transfer.statements) if isinstance(statement, Read)]
+        for statement in reads:
+            if statement.keeps_zero:
+                nonzero[statement.reader] = False
+        for statement in reads:
+            nonzero[statement.reader[nonzero[statement.read] | (not statement.keeps_zero)]] = True
+    return nonzero
+
+
 def demanded(program: Program) -> BoolArray:
     """Return which cells can still change an output, shape `[num_cells]`."""
     demand = np.zeros(program.numbering.size, dtype=np.bool_)
+    nonzero = nonzero_cells(program)
     for cells in program.roots:
         demand[cells] = True
     while True:
@@ -112,7 +131,7 @@ def demanded(program: Program) -> BoolArray:
         for transfer in reversed(program.transfers):
             for statement in transfer.statements:
                 if isinstance(statement, Read | Linear):
-                    statement.push(demand)
+                    statement.push(demand, nonzero)
         for state in program.carried:  # the caller feeds the output back, so it is read where the input is
             demand[state.b[demand[state.a]]] = True
         if int(demand.sum()) == before:
@@ -126,9 +145,28 @@ def _transfer(node: NodeView, numbering: Numbering) -> Transfer:
     if operator is None:
         return _blocked(node, numbering, "no transfer function is known for this operator")
     try:
-        return operator.transfer(node)
+        return _with_other_inputs(node, operator.transfer(node), numbering)
     except BlockedError as reason:
         return _blocked(node, numbering, str(reason))
+
+
+def _with_other_inputs(node: NodeView, transfer: Transfer, numbering: Numbering) -> Transfer:
+    """Add that computed inputs which the transfer does not speak of (indices, lengths, bounds) are read whole."""
+    values = [node.value(index) for index in node.inputs() if index not in node.described]
+    others = [numbering.of_value(value).cells.ravel() for value in values if value.const_value is None]
+    if not others:
+        return transfer
+    whole = node.neurons("whole", 1).cells
+    outputs = [numbering.of_value(value).cells.ravel() for value in node.node.outputs]
+    return replace(
+        transfer,
+        statements=(
+            *(pairs(cells, whole) for cells in outputs),
+            *transfer.statements,
+            *(pairs(whole, cells) for cells in others),
+        ),
+        fixed=(*transfer.fixed, *others),
+    )
 
 
 def _blocked(node: NodeView, numbering: Numbering, reason: str) -> Transfer:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from toolchain.graph.cells import BlockedError, Couple, Read, Space, Statement, Transfer, couple
+from toolchain.graph.cells import BlockedError, Couple, Read, Space, Statement, Transfer, couple, pairs
 from toolchain.graph.nodes import NodeView
 
 UNARY = (
@@ -23,6 +23,12 @@ VARIADIC = (
     "Add", "And", "BitShift", "BitwiseAnd", "BitwiseOr", "BitwiseXor", "Div", "Equal", "Greater", "GreaterOrEqual",
     "Less", "LessOrEqual", "Max", "Mean", "Min", "Mod", "Mul", "Or", "PRelu", "Pow", "Sub", "Sum", "Where", "Xor",
 )  # fmt: skip
+# f(0, ..., 0) = 0.
+_KEEPS_ZERO = frozenset({
+    "Abs", "Add", "Asin", "Asinh", "Atan", "Atanh", "Cast", "Ceil", "Celu", "Dropout", "Elu", "Erf", "Floor", "Gelu",
+    "HardSwish", "Identity", "LeakyRelu", "Max", "Mean", "Min", "Mish", "Mul", "Neg", "Relu", "Round", "Selu", "Sign",
+    "Sin", "Sinh", "Softsign", "Sqrt", "Sub", "Sum", "Swish", "Tan", "Tanh",
+})  # fmt: skip
 FIRST_INPUT_ONLY = ("Clip", "Dropout")  # their other inputs are scalars
 
 
@@ -34,7 +40,8 @@ def transfer(node: NodeView) -> Transfer:
     for index in indices:
         operand = node.input(index)
         needed = _needed(node, index, out)
-        statements += [_read(out, operand, needed), *_couple(out, operand)]
+        statements.append(_read(out, operand, needed, keeps_zero=node.node.op_type in _KEEPS_ZERO))
+        statements += _couple(out, operand)
     if node.has_output(1):  # the mask of Dropout
         statements.insert(0, Couple(a=node.output(1).cells.ravel(), b=out.cells.ravel()))
         statements.insert(0, Read(reader=node.output(1).cells.ravel(), read=out.cells.ravel()))
@@ -42,10 +49,15 @@ def transfer(node: NodeView) -> Transfer:
 
 
 def _needed(node: NodeView, index: int, out: Space) -> np.ndarray | None:
-    """Return where the output depends on input `index`, shape of `out`; None for everywhere."""
+    """Return where the output depends on input `index`, shape of `out`; None for everywhere.
+
+    A product with a constant depends on the constant where that is zero, and on the other factor elsewhere.
+    """
     if node.node.op_type == "Mul":
-        factor = node.constant(1 - index)
-        return None if factor is None else _at_output(factor != 0, out)
+        own, other = node.constant(index), node.constant(1 - index)
+        if own is not None:
+            return _at_output(own == 0, out)
+        return None if other is None else _at_output(other != 0, out)
     if node.node.op_type == "Where" and index in (1, 2):
         condition = node.constant(0)
         return None if condition is None else _at_output(condition if index == 1 else ~condition, out)
@@ -71,11 +83,11 @@ def _aligned(out: Space, operand: Space) -> np.ndarray:
     return cells
 
 
-def _read(out: Space, operand: Space, needed: np.ndarray | None) -> Read:
+def _read(out: Space, operand: Space, needed: np.ndarray | None, *, keeps_zero: bool) -> Statement:
     reader, read = np.broadcast_arrays(out.cells, _aligned(out, operand))
     if needed is None or reader.shape != needed.shape:
-        return Read(reader=reader.ravel(), read=read.ravel())
-    return Read(reader=reader[needed], read=read[needed])
+        return pairs(reader, read, keeps_zero=keeps_zero)
+    return pairs(reader[needed], read[needed], keeps_zero=keeps_zero)
 
 
 def _couple(out: Space, operand: Space) -> list[Couple]:

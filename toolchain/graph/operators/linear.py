@@ -96,7 +96,7 @@ def _contraction(
         statements += _bias(node, bias, columns)
     statements += [
         Linear(reader=columns.cells, read=rows.cells, weights=weights.T),
-        pairs(x_row, x.cells),
+        pairs(x_row, x.cells, keeps_zero=True),
         couple(x.cells, x_row),
     ]
     return Transfer(statements=tuple(statements), neurons={"rows": rows, "columns": columns})

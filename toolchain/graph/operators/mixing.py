@@ -13,6 +13,7 @@ REDUCTIONS = (
     "ReduceL1", "ReduceL2", "ReduceLogSum", "ReduceLogSumExp", "ReduceMax", "ReduceMean", "ReduceMin", "ReduceProd",
     "ReduceSum", "ReduceSumSquare",
 )  # fmt: skip
+_NOT_ZERO_OF_ZEROS = frozenset({"ReduceLogSum", "ReduceLogSumExp"})
 SOFTMAXES = ("Softmax", "LogSoftmax", "Hardmax")
 # Before opset 13 the softmaxes flattened all axes from `axis` (1 by default) on.
 _SOFTMAX_ONE_AXIS_OPSET = 13
@@ -62,7 +63,8 @@ def reduction(node: NodeView) -> Transfer:
     axes = tuple(range(rank)) if axes is None else tuple(axis % rank for axis in axes)
     shape = [1 if axis in axes else length for axis, length in enumerate(x.shape)]
     reduced = out.cells.reshape(shape)
-    statements: tuple[Statement, ...] = (pairs(reduced, x.cells), couple(reduced, x.cells))
+    keeps_zero = node.node.op_type not in _NOT_ZERO_OF_ZEROS
+    statements: tuple[Statement, ...] = (pairs(reduced, x.cells, keeps_zero=keeps_zero), couple(reduced, x.cells))
     return Transfer(statements=statements)
 
 

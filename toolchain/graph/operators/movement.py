@@ -24,7 +24,7 @@ Neurons = dict[str, Space]
 
 def moved(out: CellArray, read: CellArray) -> tuple[Statement, ...]:
     """Return the statements that each output cell is the input cell at its place (broadcast)."""
-    return pairs(out, read), couple(out, read)
+    return pairs(out, read, keeps_zero=True), couple(out, read)
 
 
 def transpose(node: NodeView) -> Transfer:
@@ -123,7 +123,8 @@ def expand(node: NodeView) -> Transfer:
     x, out = node.input(0), node.output(0)
     check_editable(node, 1, out)
     cells = x.cells.reshape((1,) * (len(out.shape) - len(x.shape)) + x.shape)
-    return Transfer(statements=(pairs(out.cells, cells), *((couple(out.cells, cells),) if x.size > 1 else ())))
+    repeated = (couple(out.cells, cells),) if x.size > 1 else ()
+    return Transfer(statements=(pairs(out.cells, cells, keeps_zero=True), *repeated))
 
 
 def rewrite_expand(node: NodeView, neurons: Neurons, kept: Kept, edits: Edits) -> None:

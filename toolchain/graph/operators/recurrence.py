@@ -47,7 +47,7 @@ def transfer(node: NodeView) -> Transfer:
     inputs = node.neurons("inputs", W.shape[2])
     statements = [*_outputs(node, units), *_weights(units, inputs, W, R, num_gates), *_states(node, units)]
     X = node.input(slot("X"))
-    statements += [pairs(inputs.cells, X.cells), couple(X.cells, inputs.cells)]
+    statements += [pairs(inputs.cells, X.cells, keeps_zero=True), couple(X.cells, inputs.cells)]
     return Transfer(statements=tuple(statements), neurons={"units": units, "inputs": inputs})
 
 
@@ -93,15 +93,29 @@ def shared_weights(first: Transfer, other: Transfer) -> list[Couple]:
 
 
 def rewrite(node: NodeView, neurons: dict[str, Space], kept: Kept, edits: Edits) -> None:
-    """Slice the weights to the kept units and inputs."""
-    units, inputs = kept.table(neurons["units"]), kept.table(neurons["inputs"])
-    units = units - np.arange(units.shape[0])[:, None] * neurons["units"].shape[1]  # [num_directions, num_kept]
+    """Slice the weights to the kept units and inputs; a direction without units goes altogether."""
+    table, inputs = kept.table(neurons["units"]), kept.table(neurons["inputs"])
+    directions, units = np.divmod(table, neurons["units"].shape[1])  # [num_directions, num_kept]
+    left = directions[:, 0]
     num_gates = len(GATES[node.node.op_type])
-    W, R = node.weights(slot("W")), node.weights(slot("R"))
+    W, R = node.weights(slot("W"))[left], node.weights(slot("R"))[left]
     edits.put(node.node, slot("W"), take_rows(W[:, :, inputs], units, blocks=num_gates))
     edits.put(node.node, slot("R"), take_columns(take_rows(R, units, blocks=num_gates), units))
     for name, blocks in (("B", 2 * num_gates), ("P", NUM_PEEPHOLES)):
         stacked = node.constant(slot(name))
         if stacked is not None:
-            edits.put(node.node, slot(name), take_rows(stacked, units, blocks=blocks))
+            edits.put(node.node, slot(name), take_rows(stacked[left], units, blocks=blocks))
     node.node.attributes["hidden_size"] = ir.AttrInt64("hidden_size", units.shape[1])
+    if left.size < neurons["units"].shape[0]:
+        _keep_direction(node, int(left[0]))
+
+
+def _keep_direction(node: NodeView, direction: int) -> None:
+    """Turn a bidirectional node into one direction; its activations are listed direction by direction."""
+    attributes = node.node.attributes
+    attributes["direction"] = ir.AttrString("direction", ("forward", "reverse")[direction])
+    for name in ("activations", "activation_alpha", "activation_beta"):
+        if name in attributes:
+            values = attributes[name].value
+            half = len(values) // 2
+            attributes[name] = ir.Attr(name, attributes[name].type, values[direction * half : (direction + 1) * half])
