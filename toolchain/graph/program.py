@@ -30,6 +30,7 @@ from toolchain.graph.cells import (
 )
 from toolchain.graph.nodes import NodeView, Numbering
 from toolchain.graph.operators import OPERATORS
+from toolchain.graph.operators.linear import is_linear
 from toolchain.graph.operators.recurrence import shared_weights
 from toolchain.recurrent import GATES, check_shapes, slot
 
@@ -79,7 +80,11 @@ def describe(graph: ir.Graph, *, carried: Sequence[StatePair], compact_state: bo
     numbering = Numbering()
     opset = graph.opset_imports.get("", 1)
     nodes = tuple(NodeView(node, numbering, opset) for node in graph)
-    transfers = tuple(_transfer(node, numbering) for node in nodes)
+    relevant = neighbourhood(graph)
+    described = {id(node.node): _transfer(node, numbering) for node in nodes if id(node.node) in relevant}
+    outside = {id(node.node): _outside(node.node, numbering) for node in nodes if id(node.node) not in relevant}
+    both = described | outside
+    transfers = tuple(both[id(node.node)] for node in nodes)
     inputs = {value.name: numbering.of_value(value) for value in graph.inputs}
     outputs = {value.name: numbering.of_value(value) for value in graph.outputs}
     state = tuple(_state_couple(pair, inputs, outputs) for pair in carried)
@@ -92,7 +97,10 @@ def describe(graph: ir.Graph, *, carried: Sequence[StatePair], compact_state: bo
         nodes=nodes,
         transfers=transfers,
         numbering=numbering,
-        roots=tuple(space.cells.ravel() for name, space in outputs.items() if name not in fed_back),
+        roots=(
+            *(space.cells.ravel() for name, space in outputs.items() if name not in fed_back),
+            *(cells for transfer in outside.values() for cells in transfer.fixed),
+        ),
         fixed=(
             *(cells for transfer in transfers for cells in transfer.fixed),
             *(space.cells.ravel() for name, space in {**inputs, **outputs}.items() if name not in free),
@@ -136,6 +144,38 @@ def demanded(program: Program) -> BoolArray:
             demand[state.b[demand[state.a]]] = True
         if int(demand.sum()) == before:
             return demand
+
+
+def neighbourhood(graph: ir.Graph) -> set[int]:
+    """Return the ids of the nodes that a cut can reach.
+
+    All that follows a recurrent node, and backwards from there everything up to the nearest matrix, whose columns can
+    be cut. What lies before (the convolutions of a large front end, say) keeps its shapes and need not be described.
+    """
+    relevant: set[int] = set()
+    pending = [node for node in graph if node.op_type in GATES]
+    while pending:  # forwards
+        node = pending.pop()
+        if id(node) not in relevant:
+            relevant.add(id(node))
+            pending += [reader for value in node.outputs for reader, _ in value.uses()]
+    pending = [node for node in graph if id(node) in relevant]
+    while pending:  # backwards
+        for value in pending.pop().inputs:
+            producer = None if value is None else value.producer()
+            if producer is None or id(producer) in relevant:
+                continue
+            relevant.add(id(producer))
+            if not is_linear(producer):
+                pending.append(producer)
+    return relevant
+
+
+def _outside(node: ir.Node, numbering: Numbering) -> Transfer:
+    """A node that is not described keeps whatever it shares with those that are."""
+    touched = [value for value in (*node.inputs, *_captured(node), *node.outputs) if value is not None]
+    spaces = [numbering.spaces[id(value)] for value in touched if id(value) in numbering.spaces]
+    return Transfer(fixed=tuple(space.cells.ravel() for space in spaces))
 
 
 def _transfer(node: NodeView, numbering: Numbering) -> Transfer:

@@ -9,6 +9,7 @@ Cutting is slicing: `W' = W[rows][:, columns]`, `table' = table[:, columns]`.
 from __future__ import annotations
 
 import numpy as np
+import onnx_ir as ir
 
 from toolchain.graph.cells import (
     BlockedError,
@@ -24,6 +25,14 @@ from toolchain.graph.cells import (
 from toolchain.graph.edits import Edits
 from toolchain.graph.kept import Kept
 from toolchain.graph.nodes import MAX_CELLS, NodeView
+
+
+def is_linear(node: ir.Node) -> bool:
+    """Tell whether a node multiplies by a constant matrix, or looks up a constant table."""
+    places = {"MatMul": (0, 1), "Gemm": (1,), "Conv": (1,), "ConvTranspose": (1,), "Gather": (0,)}
+    weights = [node.inputs[place] for place in places.get(node.op_type, ())]
+    return any(value is not None and value.const_value is not None and len(value.const_value.shape) > 1
+               for value in weights)  # fmt: skip
 
 
 def matmul(node: NodeView) -> Transfer:
