@@ -248,8 +248,7 @@ def _read_text(path: Path) -> str:
         return path.read_text("utf-8")
     except UnicodeDecodeError as error:
         raise DatasetError(
-            f"{path}: not UTF-8 at byte {error.start}; expected a UTF-8 text. "
-            "Convert it with `iconv -t utf-8`."
+            f"{path}: not UTF-8 at byte {error.start}; expected a UTF-8 text. Convert it with `iconv -t utf-8`."
         ) from error
     except OSError as error:
         raise DatasetError(

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
 from toolchain.recipe import GatesSection, OptimSection
@@ -44,3 +46,9 @@ def test_decay_keeps_the_full_rate_for_its_first_epochs():
 def test_selection_is_over_when_gates_are_frozen():
     schedule = plan_schedule(optim(), GATES, rows=101)
     assert [schedule.selection_progress(update) for update in (0, 10, 20, 30)] == [0.0, 0.5, 1.0, 1.0]
+
+
+def test_selection_may_start_late():
+    schedule = plan_schedule(optim(), dataclasses.replace(GATES, start_at=0.25), rows=101)
+    assert (schedule.start_at, schedule.freeze_at) == (10, 20)
+    assert [schedule.selection_progress(update) for update in (0, 10, 15, 25)] == [-1.0, 0.0, 0.5, 1.0]

@@ -77,7 +77,15 @@ def test_a_fixed_price_closes_gates_and_a_higher_one_closes_more(tmp_path):
     assert shares[1] < shares[0] - 0.1
 
 
-@pytest.mark.parametrize("changes", [{}, {"run__method": "dense"}, {"gates__compact_steps": 7}, {"model__cell": "gru"}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"run__method": "dense"},
+        {"gates__compact_steps": 7},
+        {"gates__start_at": 0.3, "gates__dropout": 0.2, "model__cell": "gru"},
+    ],
+)
 def test_a_resumed_run_gives_the_very_same_numbers(tmp_path, changes):
     """Stopped in the middle of an epoch of each phase, gated and narrow, and at the end of one."""
     whole = tiny_run(tmp_path, "whole", **changes)
@@ -125,6 +133,20 @@ def test_each_epoch_ends_with_its_rows_and_a_checkpoint(tmp_path):
     assert {row["gate"] for row in rows} == {"rnn.0.input_gate", "rnn.0.hidden_gates.0", "rnn.1.hidden_gates.0"}
     assert load_checkpoint(run.folder / CHECKPOINT).facts["update"] == 2 * run.schedule.updates_per_epoch
     assert sorted(path.name for path in run.folder.iterdir()) == [CHECKPOINT, GATES, METRICS]
+
+
+def test_before_the_gates_start_the_network_learns_as_a_dense_one(tmp_path):
+    first_epoch = []
+    for changes in ({"run__method": "dense"}, {"gates__start_at": 0.25, "gates__dropout": 0.0}):
+        run = tiny_run(tmp_path, **changes)
+        train(run, report=Silent(), stop=stop_after(run.schedule.updates_per_epoch, run))
+        first_epoch.append(run.metrics[0])
+    dense, gated = first_epoch
+    assert (gated["phase"], gated["valid_perplexity"]) == ("dense", dense["valid_perplexity"])
+    train(run, report=Silent())
+    assert [row["phase"] for row in run.metrics] == ["dense", "gated", "narrow", "narrow"]
+    assert run.metrics[-1]["multiply_adds_share"] < 0.35
+    assert run.model.dropout.p == 0.0
 
 
 def test_closed_neurons_are_cut_while_the_gates_still_learn(tmp_path):

@@ -24,7 +24,7 @@ from toolchain.pressure import Pressure
 from toolchain.processes import Processes, decided_by_main
 from toolchain.recipe import GatesSection
 from toolchain.run_folder import Row
-from toolchain.selection import compose, gate_of, plan_compaction, plan_from_kept
+from toolchain.selection import compose, gate_of, plan_by_reconstruction, plan_compaction, plan_from_kept
 
 IndexArray = npt.NDArray[np.intp]
 
@@ -92,13 +92,19 @@ def restore_gated_phase(model: nn.Module, phase: GatedPhase, checkpoint: Checkpo
         freeze(model)
 
 
-def training_mode(model: nn.Module, phase: GatedPhase | None) -> None:
-    """Switch to training; gates that are frozen keep their fixed values."""
+def training_mode(model: nn.Module, phase: GatedPhase | None, progress: float) -> None:
+    """Switch to training; gates that do not learn, not yet or no more, keep their fixed values.
+
+    A gate that has not learnt yet has the fixed value 1, so the network then trains as a dense one.
+    """
     model.train()
-    if phase is not None and not phase.learning:
-        for module in model.modules():
-            if isinstance(module, HardConcrete):
-                module.eval()
+    if phase is None:
+        return
+    for module in model.modules():
+        if isinstance(module, HardConcrete):
+            module.train(phase.learning and progress >= 0)
+        if isinstance(module, nn.Dropout) and not phase.learning and phase.section.dropout is not None:
+            module.p = phase.section.dropout
 
 
 def share_kept(model: nn.Module, phase: GatedPhase | None) -> float:
@@ -112,15 +118,15 @@ def share_kept(model: nn.Module, phase: GatedPhase | None) -> float:
 
 
 def price_gates(model: nn.Module, phase: GatedPhase, progress: float) -> Tensor | None:
-    """Return the price of the open gates in nats per token, differentiable; None once they are frozen."""
-    if not phase.learning:
+    """Return the price of the open gates in nats per token, differentiable; None while they do not learn."""
+    if not phase.learning or progress < 0:
         return None
     return phase.pressure.price(expected_l0(model) / phase.dense_l0, progress)
 
 
 def update_gates(model: nn.Module, phase: GatedPhase, progress: float) -> None:
     """Move the gates along their gradients, and the pressure after them."""
-    if phase.learning:
+    if phase.learning and progress >= 0:
         phase.optimizer.step()
         phase.pressure.update(share_kept(model, phase), progress)
 
@@ -151,8 +157,10 @@ def freeze_gates(
 ) -> None:
     """Fix which neurons stay, exactly `keep` of the multiply-adds if that was asked, and end the phase.
 
-    The others' message is folded into the kept ones by least squares. Changed in place: the model becomes a
-    plain, narrow one, and the optimizer's state is cut with it. Without links only the gates are fixed.
+    With a share to keep, the neurons that are missed least go, as the gates scale them: those that are closed
+    first. With a fixed price those go whose gate is closed. The others' message is folded into the kept ones by
+    least squares. Changed in place: the model becomes a plain, narrow one, and the optimizer's state is cut
+    with it. Without links only the gates are fixed.
 
     Args:
         model: gated.
@@ -171,7 +179,10 @@ def freeze_gates(
         state = model.initial_state(recent.shape[1])  # type: ignore[operator]  # nn.Module hides the protocol
         for start in range(0, len(recent), CHUNK):
             _, state = model(recent[start : start + CHUNK], state)
-    plan = plan_compaction(model, keep=phase.section.keep, total_l0=phase.dense_l0)
+    if phase.section.keep is None:
+        plan = plan_from_kept(model, _open_by_set(model))
+    else:
+        plan = plan_by_reconstruction(model, statistics, keep=phase.section.keep, total_l0=phase.dense_l0)
     plan = decided_by_main(plan, processes=processes)
     compact(model, plan, optimizer=optimizer, statistics=statistics)
     _cut_gates_optimizer(model, phase.optimizer, plan)
@@ -226,6 +237,18 @@ def gate_rows(model: nn.Module, *, epoch: int) -> list[Row]:
                 }
             )
     return rows
+
+
+def _open_by_set(model: nn.Module) -> dict[str, IndexArray]:
+    """Return the neurons whose fixed gate is above zero, and of each set at least the one nearest to it."""
+    kept = {}
+    for neurons in neuron_sets(model):
+        gate_values = gate_of(model, neurons)
+        with torch.no_grad():
+            is_open = gate_values.deterministic() > 0
+        is_open[gate_values.log_alpha.argmax()] = True
+        kept[neurons.name] = np.flatnonzero(is_open.cpu().numpy())
+    return kept
 
 
 def _cut_gates_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, plan: CompactionPlan) -> None:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 STIFFNESS = 10.0  # a share 10 points above its target costs one more nat per unit of share
-MULTIPLIER_RATE = 0.02  # k': 5 points above the target for 500 updates raise m by 5
+MULTIPLIER_RATE = 0.05  # k': 5 points above the target for 400 updates raise m by 1
 
 
 @dataclass(slots=True, kw_only=True)

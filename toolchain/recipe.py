@@ -131,8 +131,10 @@ class GatesSection:
         l0_weight: fixed price of the share kept, added to the loss per token.
         learning_rate: of the gates (Adam).
         initial_keep: probability that a gate is open at the start.
+        start_at: share of all updates before which every gate is held open and costs nothing.
         ramp: share of the gated phase in which the target falls from 1 to `keep`.
         freeze_at: share of all updates after which the gates are frozen; the rest fine-tunes.
+        dropout: of the narrow network, once gates are frozen; absent: as before. A smaller network needs less.
         compact_steps: updates between two cuts of the closed neurons; absent: once an epoch.
         calibration_tokens: training tokens from which lost neurons are folded into the kept ones.
     """
@@ -141,8 +143,10 @@ class GatesSection:
     l0_weight: Positive | None = None
     learning_rate: Positive = 0.02
     initial_keep: OpenShare = 0.995
+    start_at: Annotated[float, Within(0, 0.99)] = 0.0
     ramp: Share = 0.5
     freeze_at: OpenShare = 0.6
+    dropout: Annotated[float, Within(0, 0.99)] | None = None
     compact_steps: Count | None = None
     calibration_tokens: Count = 20_000
 
@@ -271,6 +275,11 @@ def _recipe(name: str, table: dict[str, Any], origin: str) -> Recipe:
         raise RecipeError(
             f"{origin}: gates.keep and gates.l0_weight: {found} given; expected exactly one. "
             "Set a share to keep, or a fixed price."
+        )
+    if gates.start_at >= gates.freeze_at:
+        raise RecipeError(
+            f"{origin}: gates.start_at: {gates.start_at}; expected less than gates.freeze_at, {gates.freeze_at}. "
+            "Start earlier or freeze later."
         )
     if recipe.model.tied and recipe.model.hidden_sizes[-1] != recipe.model.embedding_size:
         raise RecipeError(

@@ -19,6 +19,7 @@ class Schedule:
         optim: learning rates and epochs.
         steps: time steps per update; fewer than the recipe's if the text is shorter than one window.
         updates_per_epoch: windows of `steps` rows in the text; the rows after the last one are left out.
+        start_at: update from which gates learn.
         freeze_at: update at which gates are frozen; None for a dense run.
         compact_every: updates between two cuts.
     """
@@ -26,6 +27,7 @@ class Schedule:
     optim: OptimSection
     steps: int
     updates_per_epoch: int
+    start_at: int
     freeze_at: int | None
     compact_every: int
 
@@ -45,8 +47,10 @@ class Schedule:
         return float(rate * optim.decay ** max(0, epoch + 1 - optim.decay_after))
 
     def selection_progress(self, update: int) -> float:
-        """Return how much of the gated phase is over at `update`, 0 to 1."""
-        return min(1.0, update / self.freeze_at) if self.freeze_at else 1.0
+        """Return how much of the gated phase is over at `update`: below 0 before it, 1 after it."""
+        if self.freeze_at is None:
+            return 1.0
+        return min(1.0, (update - self.start_at) / (self.freeze_at - self.start_at))
 
 
 def plan_schedule(optim: OptimSection, gates: GatesSection | None, *, rows: int) -> Schedule:
@@ -54,10 +58,12 @@ def plan_schedule(optim: OptimSection, gates: GatesSection | None, *, rows: int)
     steps = min(optim.steps, rows - 1)
     per_epoch = (rows - 1) // steps
     updates = per_epoch * optim.epochs
+    start_at = 0 if gates is None else round(gates.start_at * updates)
     return Schedule(
         optim=optim,
         steps=steps,
         updates_per_epoch=per_epoch,
-        freeze_at=None if gates is None else max(1, round(gates.freeze_at * updates)),
+        start_at=start_at,
+        freeze_at=None if gates is None else max(start_at + 1, round(gates.freeze_at * updates)),
         compact_every=per_epoch if gates is None or gates.compact_steps is None else gates.compact_steps,
     )

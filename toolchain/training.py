@@ -1,7 +1,8 @@
 """Train a network: one loop for dense and gated runs, on the CPU, one GPU or many processes.
 
-A `neuron-selection` run goes through three phases:
+A `neuron-selection` run goes through these phases:
 
+    dense    until `gates.start_at`: all gates are held open
     gated    gates are sampled and pressed to close; neurons whose gates closed for good are cut as it goes
     frozen   at `gates.freeze_at` the kept neurons are fixed, and what the others said is folded into them
     narrow   the plain, smaller network learns on until the last epoch
@@ -119,8 +120,10 @@ def train(run: TrainingRun, *, report: Reporter, stop: Callable[[], bool] = lamb
         TrainingError: the loss is no number any more.
         OutputError: a file cannot be written.
     """
-    training_mode(run.model, run.phase)
+    _set_mode(run)
     while run.update < run.schedule.updates:
+        if run.update == run.schedule.start_at:
+            _set_mode(run)
         if run.phase is not None and run.phase.learning:
             if run.update >= (run.schedule.freeze_at or 0):
                 _freeze(run, run.phase, report)
@@ -210,7 +213,7 @@ def _precision(run: TrainingRun) -> contextlib.AbstractContextManager[Any]:
 
 def _freeze(run: TrainingRun, phase: GatedPhase, report: Reporter) -> None:
     freeze_gates(run.model, phase, run.optimizer, recent=_recent_tokens(run), processes=run.processes)
-    training_mode(run.model, phase)
+    _set_mode(run)
     run.state = None  # the old one has the old width
     if run.processes.is_main:
         share = share_kept(run.model, phase)
@@ -222,6 +225,10 @@ def _cut(run: TrainingRun, phase: GatedPhase, report: Reporter) -> None:
         run.state = None
         if run.processes.is_main:
             report.event(f"closed neurons cut: {_described(run.model)}")
+
+
+def _set_mode(run: TrainingRun) -> None:
+    training_mode(run.model, run.phase, run.schedule.selection_progress(run.update))
 
 
 def _recent_tokens(run: TrainingRun) -> Tensor:
@@ -269,7 +276,9 @@ def phase_of(run: TrainingRun) -> str:
     """Return `dense`, `gated` or `narrow`."""
     if run.phase is None:
         return "dense"
-    return "gated" if run.phase.learning else "narrow"
+    if run.phase.learning:
+        return "gated" if run.update > run.schedule.start_at else "dense"
+    return "narrow"
 
 
 def _step_report(run: TrainingRun, loss: float, in_epoch: int) -> StepReport:
