@@ -194,7 +194,7 @@ def _blockers(program: Program, recurrent: ir.Node) -> tuple[Blocker, ...]:
                 name = reader.name or str(reader.outputs[0].name)
                 reason = "it lies inside a subgraph" if transfer is None else str(transfer.blocked)
                 found[name] = Blocker(node=name, op_type=reader.op_type, reason=reason)
-            elif not {"rows", "units"} & set(transfer.neurons):
+            elif transfer.statements and not {"rows", "units"} & set(transfer.neurons):
                 pending += reader.outputs
     return tuple(found.values())
 
