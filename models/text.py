@@ -177,7 +177,22 @@ def _pydocs_documents() -> list[list[str]]:
         if isinstance(node, ast.Assign)
     )
     documents += [tokenize(content) for _, content in sorted(ast.literal_eval(topics).items())]
-    return [document for document in documents if document]
+    return [document for document in _without_repeats(documents) if document]
+
+
+def _without_repeats(documents: Iterable[list[str]]) -> list[list[str]]:
+    """Keep each paragraph where it stands first: help topics quote one another, and the test text must be new."""
+    seen: set[tuple[str, ...]] = set()
+    kept: list[list[str]] = []
+    for document in documents:
+        kept.append([])
+        ends = [place + 1 for place, word in enumerate(document) if word == END]
+        for start, end in zip([0, *ends], ends, strict=False):
+            paragraph = tuple(document[start:end])
+            if paragraph not in seen:
+                seen.add(paragraph)
+                kept[-1] += paragraph
+    return kept
 
 
 def _prose_files(root: Path) -> Iterable[Path]:
