@@ -17,17 +17,11 @@ import onnx_ir as ir
 
 from toolchain.errors import ModelFileError, OutputError
 from toolchain.graph.carried import find_state
+from toolchain.graph.costs import multiply_adds, parameters
 from toolchain.graph.loading import load_model, save_model, written_whole
 from toolchain.graph.normalise import Normalised, normalise
 from toolchain.graph.program import StatePair
-from toolchain.graph.surgery import (
-    NodeChange,
-    SurgeryPlan,
-    apply_surgery,
-    multiply_adds,
-    parameters,
-    plan_surgery,
-)
+from toolchain.graph.surgery import NodeChange, SurgeryPlan, apply_surgery, plan_surgery
 from toolchain.interface import ModelInterface, read_interface
 from toolchain.verification import Parity, verify
 

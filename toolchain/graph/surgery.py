@@ -197,27 +197,3 @@ def _blockers(program: Program, recurrent: ir.Node) -> tuple[Blocker, ...]:
             elif transfer.statements and not {"rows", "units"} & set(transfer.neurons):
                 pending += reader.outputs
     return tuple(found.values())
-
-
-def multiply_adds(graph: ir.Graph) -> int:
-    """Return the multiply-adds with constant weights for one step of one sequence."""
-    total = 0
-    for node in graph.all_nodes():
-        slots = {
-            "MatMul": (0, 1),
-            "Gemm": (1,),
-            "Conv": (1,),
-            "ConvTranspose": (1,),
-            **dict.fromkeys(GATES, (1, 2)),
-        }
-        for index in slots.get(node.op_type, ()):
-            value = node.inputs[index]
-            if value is not None and value.const_value is not None:
-                total += value.const_value.size
-    return total
-
-
-def parameters(graph: ir.Graph) -> int:
-    """Return the number of floating-point constants: weights, not shapes and indices."""
-    tensors = (value.const_value for value in graph.initializers.values())
-    return sum(tensor.size for tensor in tensors if tensor is not None and tensor.dtype.is_floating_point())
