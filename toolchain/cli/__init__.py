@@ -17,6 +17,7 @@ from toolchain.errors import ToolchainError
 # Command -> where it lives. Loaded when called, so `toolchain --help` imports neither torch nor pandas.
 _COMMANDS = {
     "train": ("toolchain.cli.train:train", "Learn in PyTorch which neurons are needed; write model.onnx."),
+    "inspect": ("toolchain.cli.inspect:inspect", "Say what is recurrent in an ONNX model, and what is wrong with it."),
     "shrink": ("toolchain.cli.shrink:shrink", "Rewrite an ONNX model with smaller recurrent tensors."),
     "bench": ("toolchain.cli.bench:bench", "Measure models in ONNX Runtime against a baseline."),
 }

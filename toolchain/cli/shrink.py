@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from toolchain.errors import OutputError, ToolchainError
+from toolchain.cli.json_file import write_json
+from toolchain.errors import ToolchainError
 
 if TYPE_CHECKING:
     from toolchain.shrinking import ShrinkResult
@@ -67,26 +67,12 @@ def shrink(
             result = shrinking.shrink(model, output, carried=carried, compact_state=compact_state,  # type: ignore[arg-type]
                                       dry_run=dry_run, masked=masked, progress=status.update)  # fmt: skip
     except ToolchainError as error:
-        _write_json(json_file, {"schema": shrinking.SCHEMA, "status": "error", "message": str(error)})
+        write_json(json_file, {"schema": shrinking.SCHEMA, "status": "error", "message": str(error)})
         raise
-    _write_json(json_file, result.to_json())
+    write_json(json_file, result.to_json())
     _print(result)
     if result.status == "nothing_to_remove":
         sys.exit(NOTHING_TO_SHRINK)
-
-
-def _write_json(path: Path | None, content: dict[str, object]) -> None:
-    if path is None:
-        return
-    unfinished = path.with_name(f".{path.name}.part")
-    try:
-        unfinished.write_text(json.dumps(content, indent=2) + "\n")
-        unfinished.replace(path)
-    except OSError as error:
-        unfinished.unlink(missing_ok=True)
-        raise OutputError(
-            f"{path}: cannot be written ({error.strerror}); expected a writable place. Choose another with --json."
-        ) from error
 
 
 def _print(result: ShrinkResult) -> None:

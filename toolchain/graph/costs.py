@@ -5,6 +5,7 @@ Constants count wherever they lie: initializers, Constant nodes, the graphs insi
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import onnx_ir as ir
@@ -27,13 +28,20 @@ def multiply_adds(graph: ir.Graph) -> int:
 
 
 def multiply_adds_of(node: ir.Node) -> int:
-    """Return one node's share of `multiply_adds`; a weight that is moved or dequantized first counts too."""
-    total = 0
-    for index in _WEIGHTS.get(node.op_type, ()):
-        value = node.inputs[index] if index < len(node.inputs) else None
-        tensor = None if value is None else value.const_value
-        total += 0 if tensor is None else tensor.size
-    return total
+    """Return one node's share of `multiply_adds`; a recurrent node's weights count even where they are computed."""
+    recurrent = node.op_type in GATES or node.op_type == QUANTIZED_LSTM
+    places = [index for index in _WEIGHTS.get(node.op_type, ()) if index < len(node.inputs)]
+    return sum(_size(node.inputs[index], computed=recurrent) for index in places)
+
+
+def _size(value: ir.Value | None, *, computed: bool) -> int:
+    """Return how many numbers a weight has, 0 for a computed value unless those count."""
+    if value is None or (value.const_value is None and (value.shape is None or not computed)):
+        return 0
+    shape = value.shape if value.const_value is None else value.const_value.shape
+    assert shape is not None
+    lengths = [length for length in shape if isinstance(length, int)]
+    return math.prod(lengths) if len(lengths) == len(shape) else 0
 
 
 def parameters(graph: ir.Graph) -> int:

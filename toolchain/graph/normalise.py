@@ -42,17 +42,34 @@ class Normalised:
 
 def normalise(model: ir.Model) -> Normalised:
     """Return an equal model in normal form; the argument is used up."""
-    if model.functions:
-        common.InlinePass()(model)
-    common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
-    common.RemoveInitializersFromInputsPass()(model)
-    model.ir_version = max(model.ir_version or 0, 4)  # before 4 every initializer had to be an input too
+    _lift_constants(model)
     declared = {str(value.name): value.shape for value in model.graph.outputs}
     model, problem = _simplified(model)
     _fold_constants(model.graph)
     _drop_zero_states(model.graph)
     common.RemoveUnusedNodesPass()(model)
     return Normalised(model=model, declared=declared, not_simplified=problem)
+
+
+def with_inferred_shapes(model: ir.Model) -> ir.Model:
+    """Return the model as it is, with the shapes that follow from its inputs; the argument is used up.
+
+    Functions are inlined and Constant nodes become initializers. A shape that cannot be inferred is unknown, those of
+    the outputs too, whatever the file declares.
+    """
+    _lift_constants(model)
+    lifted = _lift_weights(model.graph)
+    inferred = ir.from_proto(_inferred(ir.to_proto(model)))
+    _return_weights(inferred.graph, lifted)
+    return inferred
+
+
+def _lift_constants(model: ir.Model) -> None:
+    if model.functions:
+        common.InlinePass()(model)
+    common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+    common.RemoveInitializersFromInputsPass()(model)
+    model.ir_version = max(model.ir_version or 0, 4)  # before 4 every initializer had to be an input too
 
 
 def _simplified(model: ir.Model) -> tuple[ir.Model, str | None]:
