@@ -194,3 +194,15 @@ def test_a_download_with_a_wrong_checksum_is_refused_and_leaves_nothing(server, 
 def test_an_unknown_corpus_is_named():
     with pytest.raises(DatasetError, match=r"brown: no such corpus; expected one of pydocs, ptb"):
         text.load_corpus("brown")
+
+
+def test_no_paragraph_of_the_test_text_stands_in_the_training_text() -> None:
+    corpus = text.load_corpus("pydocs")
+    end = corpus.vocabulary.index("<eos>")
+
+    def paragraphs(tokens: np.ndarray) -> set[tuple[int, ...]]:
+        return {tuple(part.tolist()) for part in np.split(tokens, np.flatnonzero(tokens == end) + 1) if len(part)}
+
+    train, test = paragraphs(corpus.train[:-1]), paragraphs(corpus.test[:-1])
+    assert len(test) > 100
+    assert not train & test

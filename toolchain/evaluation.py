@@ -19,11 +19,12 @@ import numpy as np
 import numpy.typing as npt
 
 from toolchain.errors import ModelFileError
+from toolchain.interface import CARRIED_STATE_KEY as CARRIED_STATE
+from toolchain.runtime import open_session
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-CARRIED_STATE = "toolchain.carried_state"
 CHUNK = 128  # steps per call; logits of 128 steps and 10,000 words are 5 MB
 
 
@@ -38,20 +39,7 @@ def onnx_perplexity(path: Path, tokens: npt.NDArray[np.integer[Any]], *, threads
     Raises:
         ModelFileError: the file cannot be read, or is not such a graph.
     """
-    import onnxruntime as ort
-
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads or 0
-    try:
-        session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    except (
-        ort.capi.onnxruntime_pybind11_state.Fail,
-        ort.capi.onnxruntime_pybind11_state.InvalidProtobuf,
-        ort.capi.onnxruntime_pybind11_state.NoSuchFile,
-    ) as error:
-        raise ModelFileError(
-            f"{path}: ONNX Runtime cannot load it ({error}); expected a language model. Check the path."
-        ) from error
+    session = open_session(path, threads=threads)
     pairs = _carried_pairs(session, path)
     token_input = _only(session.get_inputs(), {source for source, _ in pairs}, path, "token input")
     logits_output = _only(session.get_outputs(), {target for _, target in pairs}, path, "output of logits")

@@ -29,8 +29,10 @@ def open_session(path: Path, *, threads: int | None = None) -> ort.InferenceSess
         threads: for one operator; None lets ONNX Runtime choose.
 
     Raises:
-        ModelFileError: ONNX Runtime refuses the model.
+        ModelFileError: there is no such file, or ONNX Runtime refuses it.
     """
+    if not path.is_file():
+        raise ModelFileError(f"{path}: no such file; expected an ONNX model. Check the path.")
     options = ort.SessionOptions()
     options.log_severity_level = _FATAL
     options.inter_op_num_threads = 1
