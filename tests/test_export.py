@@ -109,7 +109,7 @@ def test_perplexity_of_something_else_is_refused(tmp_path):
     with pytest.raises(ModelFileError, match=r"gone.onnx: no such file"):
         onnx_perplexity(tmp_path / "gone.onnx", tokens)
     (tmp_path / "text.onnx").write_text("no model")
-    with pytest.raises(ModelFileError, match=r"text.onnx: ONNX Runtime cannot load it"):
+    with pytest.raises(ModelFileError, match=r"text.onnx: ONNX Runtime .* does not take it"):
         onnx_perplexity(tmp_path / "text.onnx", tokens)
     export(build(), tmp_path / "m.onnx")
     graph = onnx.load(tmp_path / "m.onnx")
