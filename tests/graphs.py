@@ -109,6 +109,20 @@ def layer_with_head(
     return save(path, nodes, inputs, outputs, {**weights, "head": head, **(extra or {})}, opset=opset)
 
 
+def unrolled_rnn(path: Path, *, steps: int, between: str | None = None, tied: bool = True) -> Path:
+    """Write `h = tanh(h @ R)`, so many times, with one `R` for all (`tied`) and perhaps an operator between steps."""
+    rng = np.random.default_rng(0)
+    matrices = {f"R{step}": rng.standard_normal((8, 8)).astype(np.float32) for step in range(1 if tied else steps)}
+    nodes = []
+    for step in range(steps):
+        matrix = "R0" if tied else f"R{step}"
+        nodes.append(helper.make_node("MatMul", [f"h{step}", matrix], [f"z{step}"], name=f"step{step}"))
+        nodes.append(helper.make_node("Tanh", [f"z{step}"], [f"t{step}" if between else f"h{step + 1}"]))
+        if between:
+            nodes.append(helper.make_node(between, [f"t{step}"], [f"h{step + 1}"]))
+    return save(path, nodes, [value("h0", ["B", 8])], [value(f"h{steps}", ["B", 8])], matrices)
+
+
 def run(path: Path, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Run a model in ONNX Runtime: the oracle."""
     import onnxruntime as ort

@@ -7,8 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
-from graphs import layer_with_head
+from graphs import layer_with_head, unrolled_rnn
+from onnx import helper
 
 
 def shrink(*arguments: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
@@ -51,6 +53,42 @@ def test_a_dry_run_shows_the_sizes_and_writes_no_model(tmp_path: Path) -> None:
     assert done.returncode == 0
     assert "8 -> 5" in done.stdout
     assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
+
+
+def test_explain_says_what_is_live_and_what_a_blocker_costs(tmp_path: Path) -> None:
+    middle = [
+        helper.make_node("Transpose", ["Y"], ["T"], perm=[0, 2, 1, 3]),
+        helper.make_node("Reshape", ["T", "shape"], ["S"]),
+        helper.make_node("QuickGelu", ["S"], ["M"], domain="com.microsoft", name="gelu"),
+    ]
+    path = tmp_path / "model.onnx"
+    layer_with_head(path, middle=middle, extra={"shape": np.array([0, 0, -1])})
+    done = shrink("model.onnx", "--dry-run", "--explain", "--json", "r.json", cwd=tmp_path)
+    assert done.returncode == 3, done.stderr
+    assert "LSTM layer: 8 of 8 units are live, 8 stay" in done.stdout
+    assert "coupled with: nothing" in done.stdout
+    assert "blocked by QuickGelu gelu: no transfer function is known for this operator; how many" in done.stdout
+    assert "Nothing to remove: every unit is read, or kept by what is named above." in done.stdout
+    (node,) = json.loads((tmp_path / "r.json").read_text())["explanations"]
+    assert (node["live"], node["kept"], node["would_free_together"]) == ([8], 8, None)
+    (blocker,) = node["blocked_by"]
+    assert (blocker["node"], blocker["would_free"]) == ("gelu", None)
+
+
+def test_without_explain_there_are_no_explanations(tmp_path: Path) -> None:
+    layer_with_head(tmp_path / "model.onnx")
+    done = shrink("model.onnx", "--dry-run", "--json", "r.json", cwd=tmp_path)
+    assert "coupled with" not in done.stdout
+    assert json.loads((tmp_path / "r.json").read_text())["explanations"] == []
+
+
+def test_an_unrolled_recurrence_exits_3_with_what_to_do(tmp_path: Path) -> None:
+    unrolled_rnn(tmp_path / "model.onnx", steps=4)
+    done = shrink("model.onnx", "--json", "r.json", cwd=tmp_path)
+    assert done.returncode == 3
+    assert "Nothing to remove: the graph has no LSTM, GRU or RNN node." in done.stdout
+    assert "Left whole: one matrix applied to its own result at node 'step0', 4 times. Export nn.LSTM" in done.stdout
+    assert json.loads((tmp_path / "r.json").read_text())["unrolled"][0]["count"] == 4
 
 
 def test_an_error_is_one_line_exits_1_and_is_in_the_json(tmp_path: Path) -> None:

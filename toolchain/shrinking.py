@@ -18,10 +18,12 @@ import onnx_ir as ir
 from toolchain.errors import ModelFileError, OutputError
 from toolchain.graph.carried import find_state
 from toolchain.graph.costs import multiply_adds, parameters
+from toolchain.graph.explanation import NodeExplanation, explain, left_whole
 from toolchain.graph.loading import load_model, save_model, written_whole
 from toolchain.graph.normalise import Normalised, normalise
 from toolchain.graph.program import StatePair
-from toolchain.graph.surgery import NodeChange, SurgeryPlan, apply_surgery, plan_surgery
+from toolchain.graph.surgery import Blocker, NodeChange, SurgeryPlan, apply_surgery, plan_surgery
+from toolchain.graph.unrolled import Unrolled, find_unrolled
 from toolchain.interface import ModelInterface, read_interface
 from toolchain.verification import Parity, verify
 
@@ -55,6 +57,9 @@ class ShrinkResult:
         undeclared: state pairs that the graph shows and nobody declared.
         undeclared_units: hidden units that would go if they were declared.
         not_simplified: why onnxsim could not run; None when it did.
+        left_whole: recurrent nodes that are not among `nodes`, and why.
+        unrolled: recurrences that no recurrent operator computes, none of whose units can be cut.
+        explanations: one for each of `nodes`, where they were asked for.
     """
 
     status: str
@@ -68,6 +73,9 @@ class ShrinkResult:
     undeclared: tuple[StatePair, ...]
     undeclared_units: int
     not_simplified: str | None
+    left_whole: tuple[Blocker, ...]
+    unrolled: tuple[Unrolled, ...]
+    explanations: tuple[NodeExplanation, ...]
 
     def to_json(self) -> dict[str, Any]:
         """Return the result as plain data, by the schema in docs/shrink.md."""
@@ -93,6 +101,9 @@ class ShrinkResult:
             },
             "parity": None if self.parity is None else asdict(self.parity),
             "carried": [list(pair) for pair in self.carried],
+            "left_whole": [asdict(blocker) for blocker in self.left_whole],
+            "unrolled": [asdict(recurrence) for recurrence in self.unrolled],
+            "explanations": [asdict(explanation) for explanation in self.explanations],
         }
 
 
@@ -106,6 +117,9 @@ class _Decision:
     carried: tuple[StatePair, ...]
     undeclared: tuple[StatePair, ...]
     undeclared_units: int
+    left_whole: tuple[Blocker, ...]
+    unrolled: tuple[Unrolled, ...]
+    explanations: tuple[NodeExplanation, ...]
     before: Sizes
 
 
@@ -117,6 +131,7 @@ def shrink(
     compact_state: bool = False,
     dry_run: bool = False,
     masked: str | Path | None = None,
+    explained: bool = False,
     progress: Progress = lambda stage: None,
 ) -> ShrinkResult:
     """Rewrite a model with smaller recurrent tensors.
@@ -129,6 +144,7 @@ def shrink(
         compact_state: let the carried state's own shapes shrink; by default its interface stays as it is.
         dry_run: decide everything, write nothing.
         masked: also write the model just before the cut: the input's shapes, and what the result is proven equal to.
+        explained: also say why each recurrent node keeps what it keeps, which costs a plan per blocker.
         progress: called with the name of each step as it begins.
 
     Returns:
@@ -144,7 +160,7 @@ def shrink(
         target = Path(output) if output is not None else default_output(source)
         mask = None if masked is None else Path(masked)
         _check_targets(source, target, mask)
-        decision = _decide(source, carried, compact_state, progress)
+        decision = _decide(source, carried, compact_state, explained, progress)
         if not decision.plan.removes_something:
             return _result(decision, "nothing_to_remove", decision.before)
         if mask is not None and not dry_run:
@@ -172,7 +188,7 @@ def shrink(
 
 
 def _decide(
-    source: Path, carried: str | Sequence[StatePair] | None, compact_state: bool, progress: Progress
+    source: Path, carried: str | Sequence[StatePair] | None, compact_state: bool, explained: bool, progress: Progress
 ) -> _Decision:
     """Read a model and plan its surgery."""
     progress("reading")
@@ -192,6 +208,9 @@ def _decide(
         carried=pairs,
         undeclared=undeclared,
         undeclared_units=undeclared_units,
+        left_whole=left_whole(graph),
+        unrolled=find_unrolled(graph),
+        explanations=explain(plan) if explained else (),
         before=Sizes(parameters=weights, multiply_adds=multiply_adds(graph), bytes=interface.file_bytes),
     )
 
@@ -211,6 +230,9 @@ def _result(
         undeclared=decision.undeclared,
         undeclared_units=decision.undeclared_units,
         not_simplified=decision.normalised.not_simplified,
+        left_whole=decision.left_whole,
+        unrolled=decision.unrolled,
+        explanations=decision.explanations,
     )
 
 

@@ -40,6 +40,7 @@ def _state_pairs(ctx: click.Context, parameter: click.Parameter, values: tuple[s
               help="State that the caller feeds back [what the model's metadata declares].")  # fmt: skip
 @click.option("--compact-state", is_flag=True, help="Let the carried state's own shapes shrink too.")
 @click.option("--masked", type=click.Path(path_type=Path), help="Also write the model just before the cut.")
+@click.option("--explain", is_flag=True, help="Say why each recurrent node keeps what it keeps.")
 @click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write the result as JSON.")
 def shrink(
     model: Path,
@@ -48,6 +49,7 @@ def shrink(
     carried: object,
     compact_state: bool,
     masked: Path | None,
+    explain: bool,
     json_file: Path | None,
 ) -> None:
     """Rewrite the ONNX model MODEL with smaller recurrent tensors.
@@ -65,7 +67,8 @@ def shrink(
     try:
         with messages.status("reading") as status:
             result = shrinking.shrink(model, output, carried=carried, compact_state=compact_state,  # type: ignore[arg-type]
-                                      dry_run=dry_run, masked=masked, progress=status.update)  # fmt: skip
+                                      dry_run=dry_run, masked=masked, explained=explain,
+                                      progress=status.update)  # fmt: skip
     except ToolchainError as error:
         write_json(json_file, {"schema": shrinking.SCHEMA, "status": "error", "message": str(error)})
         raise
@@ -98,9 +101,8 @@ def _print(result: ShrinkResult) -> None:
     if result.status == "written":
         console.print(f"{'bytes':<24}{before.bytes:>14,} -> {after.bytes:>14,}  {_percent(before.bytes, after.bytes)}",
                       highlight=False)  # fmt: skip
-    console.print(_outcome(result), highlight=False, soft_wrap=True)
-    for line in _advice(result):
-        console.print(line, highlight=False, soft_wrap=True)
+    for line in (*_explanations(result), _outcome(result), *_advice(result)):
+        console.print(line, highlight=False, soft_wrap=True, markup=False)
 
 
 def _change(before: int, after: int) -> str:
@@ -119,14 +121,41 @@ def _outcome(result: ShrinkResult) -> str:
     if result.status == "dry_run":
         return "Dry run: nothing was written."
     if not result.nodes:
-        return ("Nothing to remove: the graph has no LSTM, GRU or RNN node. If the model is recurrent, its loop was "
-                "unrolled at export; export nn.LSTM, nn.GRU or nn.RNN as one node, not as cells.")  # fmt: skip
+        return ("Nothing to remove: the graph has no LSTM, GRU or RNN node that can be cut."
+                if result.left_whole else "Nothing to remove: the graph has no LSTM, GRU or RNN node.")  # fmt: skip
+    if any(node.blocked_by for node in result.nodes):
+        explain = "" if result.explanations else f" (more: toolchain shrink {result.source} --dry-run --explain)"
+        return f"Nothing to remove: every unit is read, or kept by what is named above{explain}."
     return ("Nothing to remove: every unit is read. Zeros decide: train with gates (`toolchain train`), or zero the "
             "weights that read a unit.")  # fmt: skip
 
 
-def _advice(result: ShrinkResult) -> list[str]:
+def _explanations(result: ShrinkResult) -> list[str]:
+    """Return a paragraph for each recurrent node."""
     lines = []
+    for node in result.explanations:
+        live = " + ".join(map(str, node.live))
+        lines.append(f"{node.op_type} {node.name}: {live} of {node.hidden_size} units are live, {node.kept} stay"
+                     f"{' in each direction' if len(node.live) > 1 else ''}")  # fmt: skip
+        coupled = [f"{coupling.part} {coupling.name}" if coupling.part.startswith("graph")
+                   else f"the {coupling.part} of {coupling.name}" for coupling in node.coupled_with]  # fmt: skip
+        lines.append(f"  coupled with: {', '.join(coupled) or 'nothing'}")
+        lines += [f"  blocked by {blocker.op_type} {blocker.node}: {blocker.reason}; {_price(blocker.would_free)}"
+                  for blocker in node.blocked_by] or ["  blocked by: nothing"]  # fmt: skip
+        if len(node.blocked_by) > 1:
+            lines.append(f"  without all of them {_price(node.would_free_together)}")
+    return lines
+
+
+def _price(units: int | None) -> str:
+    return "how many units would go without it is not known" if units is None else f"{units} more units would go"
+
+
+def _advice(result: ShrinkResult) -> list[str]:
+    from toolchain.graph.unrolled import REMEDY
+
+    lines = [f"Left whole: {node.op_type} {node.node}: {node.reason}." for node in result.left_whole]
+    lines += [f"Left whole: {recurrence}. {REMEDY}." for recurrence in result.unrolled]
     if result.undeclared_units:
         pairs = " ".join(f"--carried {state_in}={state_out}" for state_in, state_out in result.undeclared)
         lines.append(f"{result.undeclared_units} more units would go if the caller feeds the state back: say "

@@ -78,7 +78,18 @@ def plan_surgery(graph: ir.Graph, *, carried: Sequence[StatePair], compact_state
         ModelFileError: a carried pair does not exist.
     """
     program = describe(graph, carried=carried, compact_state=compact_state)
-    layout = decide_layout(
+    layout = layout_of(program)
+    changes = tuple(
+        _change(program, node, transfer, layout.kept)
+        for node, transfer in zip(program.nodes, program.transfers, strict=True)
+        if node.node.op_type in GATES
+    )
+    return SurgeryPlan(program=program, layout=layout, changes=changes)
+
+
+def layout_of(program: Program) -> Layout:
+    """Return what stays of a described graph."""
+    return decide_layout(
         demanded(program),
         couples=program.couples,
         ports=program.ports,
@@ -86,12 +97,6 @@ def plan_surgery(graph: ir.Graph, *, carried: Sequence[StatePair], compact_state
         neurons=program.neurons,
         spaces=program.numbering.spaces.values(),
     )
-    changes = tuple(
-        _change(program, node, transfer, layout.kept)
-        for node, transfer in zip(program.nodes, program.transfers, strict=True)
-        if node.node.op_type in GATES
-    )
-    return SurgeryPlan(program=program, layout=layout, changes=changes)
 
 
 def apply_surgery(plan: SurgeryPlan, normalised: Normalised) -> ir.Model:
