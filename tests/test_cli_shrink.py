@@ -53,6 +53,14 @@ def test_a_dry_run_shows_the_sizes_and_writes_no_model(tmp_path: Path) -> None:
     assert done.returncode == 0
     assert "8 -> 5" in done.stdout
     assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
+    assert done.stdout.rstrip().endswith("Next: toolchain shrink model.onnx")
+
+
+def test_the_next_step_after_a_dry_run_says_the_same_options(tmp_path: Path) -> None:
+    layer_with_head(tmp_path / "model.onnx")
+    arguments = ("--dry-run", "--explain", "--carried", "auto", "--compact-state", "-o", "s.onnx")
+    done = shrink("model.onnx", *arguments, cwd=tmp_path)
+    assert done.stdout.rstrip().endswith("Next: toolchain shrink model.onnx --carried auto --compact-state -o s.onnx")
 
 
 def test_explain_says_what_is_live_and_what_a_blocker_costs(tmp_path: Path) -> None:

@@ -73,12 +73,21 @@ def shrink(
         write_json(json_file, {"schema": shrinking.SCHEMA, "status": "error", "message": str(error)})
         raise
     write_json(json_file, result.to_json())
-    _print(result)
+    _print(result, _again(model, output, carried, compact_state, masked))
     if result.status == "nothing_to_remove":
         sys.exit(NOTHING_TO_SHRINK)
 
 
-def _print(result: ShrinkResult) -> None:
+def _again(model: Path, output: Path | None, carried: object, compact_state: bool, masked: Path | None) -> str:
+    """Return the command that does what a dry run showed."""
+    pairs = ["auto"] if carried == "auto" else [f"{one}={other}" for one, other in carried or ()]  # type: ignore[attr-defined]
+    options = [*(f"--carried {pair}" for pair in pairs), *(["--compact-state"] if compact_state else [])]
+    options += [f"{option} {path}" for option, path in (("-o", output), ("--masked", masked)) if path is not None]
+    return " ".join(["toolchain shrink", str(model), *options])
+
+
+def _print(result: ShrinkResult, again: str) -> None:
+    """Print the table, the costs, the explanations, the outcome and the next step."""
     from rich.console import Console
     from rich.table import Table
 
@@ -101,7 +110,7 @@ def _print(result: ShrinkResult) -> None:
     if result.status == "written":
         console.print(f"{'bytes':<24}{before.bytes:>14,} -> {after.bytes:>14,}  {_percent(before.bytes, after.bytes)}",
                       highlight=False)  # fmt: skip
-    for line in (*_explanations(result), _outcome(result), *_advice(result)):
+    for line in (*_explanations(result), _outcome(result), *_advice(result, again)):
         console.print(line, highlight=False, soft_wrap=True, markup=False)
 
 
@@ -148,10 +157,12 @@ def _explanations(result: ShrinkResult) -> list[str]:
 
 
 def _price(units: int | None) -> str:
-    return "how many units would go without it is not known" if units is None else f"{units} more units would go"
+    if units is None:
+        return "how many units would go without it is not known"
+    return f"{units} more {'unit' if units == 1 else 'units'} would go"
 
 
-def _advice(result: ShrinkResult) -> list[str]:
+def _advice(result: ShrinkResult, again: str) -> list[str]:
     from toolchain.graph.unrolled import REMEDY
 
     lines = [f"Left whole: {node.op_type} {node.node}: {node.reason}." for node in result.left_whole]
@@ -167,5 +178,5 @@ def _advice(result: ShrinkResult) -> list[str]:
         models = "" if default else f" {result.output} --baseline {result.source}"
         lines.append(f"Next: toolchain bench{models} --device cpu")
     elif result.status == "dry_run":
-        lines.append(f"Next: toolchain shrink {result.source}")
+        lines.append(f"Next: {again}")
     return lines
