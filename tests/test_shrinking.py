@@ -371,3 +371,33 @@ def test_a_place_that_cannot_be_written_is_an_error_and_leaves_nothing(tmp_path:
     with pytest.raises(OutputError, match="cannot be written"):
         toolchain.shrink(source, tmp_path / "missing" / "out.onnx")
     assert [path.name for path in tmp_path.iterdir()] == ["m.onnx"]
+
+
+def test_the_last_state_of_several_layers_does_not_tie_the_other_layers_widths(tmp_path: Path) -> None:
+    """PyTorch stacks the layers' final states and then takes one: Concat, Gather."""
+    dead = {1: [1, 4], 2: [0, 2, 5], 3: [3]}  # each of 6 units stays in two of the three layers
+    constants = {"zero": np.array([0]), "one": np.array([1]), "last": np.array(-1)}
+    nodes = []
+    for layer, units in dead.items():
+        weights = recurrent_weights("GRU", input_size=5 if layer == 1 else 6, hidden_size=6, seed=layer)
+        kill(weights["R"], units)
+        if layer > 1:
+            kill(weights["W"], dead[layer - 1])
+        constants |= {f"{name}{layer}": array for name, array in weights.items()}
+        nodes += [
+            helper.make_node("GRU", [f"X{layer}", *(f"{name}{layer}" for name in "WRB")], [f"Y{layer}", f"h{layer}"],
+                             hidden_size=6),
+            helper.make_node("Squeeze", [f"Y{layer}", "one"], [f"X{layer + 1}"]),
+        ]  # fmt: skip
+    head = np.random.default_rng(1).standard_normal((6, 3)).astype(np.float32)
+    kill(head, dead[3], axis=0)
+    nodes += [
+        helper.make_node("Concat", ["h1", "h2", "h3"], ["h"], axis=0),
+        helper.make_node("Gather", ["h", "last"], ["read"], axis=0),
+        helper.make_node("MatMul", ["read", "head"], ["Z"]),
+    ]
+    inputs, outputs = [value("X1", ["T", "B", 5])], [value("Z", ["B", 3])]
+    source = save(tmp_path / "m.onnx", nodes, inputs, outputs, {**constants, "head": head})
+    result = toolchain.shrink(source)
+    assert recurrent_shapes(result.output) == [(5, 4), (4, 3), (3, 5)]
+    assert_equal_outputs(source, result.output, {"X1": random_input()})

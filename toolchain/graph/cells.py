@@ -80,10 +80,14 @@ class Linear:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Couple:
-    """Cells `a[i]` and `b[i]` share one fate; both have shape `[num_pairs]`."""
+    """Cells `a[i]` and `b[i]` share one fate; both have shape `[num_pairs]`.
+
+    A `severable` couple ends where nothing of `a` is kept: the rewriting then takes the operand that is `b` out.
+    """
 
     a: CellArray
     b: CellArray
+    severable: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -127,7 +131,7 @@ def pairs(reader: CellArray, read: CellArray, *, keeps_zero: bool = False) -> Re
     return Read(reader=reader.ravel(), read=read.ravel(), keeps_zero=keeps_zero)
 
 
-def couple(a: CellArray, b: CellArray) -> Couple:
+def couple(a: CellArray, b: CellArray, *, severable: bool = False) -> Couple:
     """Return the statement that `a` and `b`, broadcast to one another, share one fate place by place."""
     a, b = np.broadcast_arrays(a, b)
-    return Couple(a=a.ravel(), b=b.ravel())
+    return Couple(a=a.ravel(), b=b.ravel(), severable=severable)

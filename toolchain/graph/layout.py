@@ -1,6 +1,7 @@
 """From demand to layout: cells that the runtime pairs share one fate, and every tensor stays a block.
 
-    classes   connected components of the coupled cells; a class is kept if any member is demanded or fixed
+    classes   connected components of the coupled cells; a class is kept if any member is demanded or fixed; an
+              operand that nobody reads is severed from its operator, so it does not tie the others' widths
     ports     carried state joins the classes, unless its value cannot change: then it is bridged by a gather
     blocks    rows that keep fewer than their neighbours gain positions until each space is a tensor again
 
@@ -9,13 +10,13 @@ Keeping more is always correct, so each step only ever adds, and the last one re
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from toolchain.graph.cells import BoolArray, CellArray, Couple, Port, Space
-from toolchain.graph.kept import Kept, missing_from_block
+from toolchain.graph.kept import NO_ROW, Kept, missing_from_block
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,8 +33,8 @@ def decide_layout(
     couples: Sequence[Couple],
     ports: Sequence[Port],
     fixed: Sequence[CellArray],
-    neurons: Iterable[Space],
-    spaces: Iterable[Space],
+    neurons: Collection[Space],
+    spaces: Collection[Space],
 ) -> Layout:
     """Choose the cells to keep.
 
@@ -45,25 +46,40 @@ def decide_layout(
         neurons: the nodes' own spaces, made blocks first, along their own axis.
         spaces: every space.
     """
-    kept = demand.copy()
     held = np.zeros_like(demand)
     for cells in fixed:
         held[cells] = True
-    labels = components(demand.size, couples)
-    rigid = _spread(held, labels)
+    rigid = _spread(held, components(demand.size, couples))
     bridged = tuple(port for port in ports if rigid[port.value].any())
     joined = [Couple(a=port.value.ravel(), b=port.unit.ravel()) for port in ports if not rigid[port.value].any()]
     for port in bridged:
         held[port.value] = True
-    labels = components(demand.size, [*couples, *joined])
-    kept = _spread(kept | held, labels)
-    for direction in (cells for port in bridged for cells in port.unit[:, 0]):  # [hidden]: a bridge needs each of them
-        if not kept[direction].any():
-            kept[direction[0]] = True
-    kept = _spread(kept, labels)
-    for group in (tuple(neurons), tuple(spaces)):
-        kept = _complete(kept, labels, group)
-    return Layout(kept=Kept(mask=kept), bridged=bridged)
+    # A bridge needs a unit of each direction, shape [hidden].
+    needed = [direction for port in bridged for direction in port.unit[:, 0]]
+    severed = [pair for pair in couples if pair.severable]
+    while True:
+        apart = {id(pair) for pair in severed}
+        labels = components(demand.size, [*(pair for pair in couples if id(pair) not in apart), *joined])
+        rows = _rows(neurons, labels)
+        kept = _spread(demand | held, labels)
+        for direction in needed:
+            kept[direction[0]] |= not kept[direction].any()
+        kept = _spread(kept, labels)
+        for group in (tuple(neurons), tuple(spaces)):
+            kept = _complete(kept, rows, labels, group)
+        dead = [pair for pair in severed if not kept[pair.a].any()]
+        if len(dead) == len(severed):
+            return Layout(kept=Kept(mask=kept, rows=rows), bridged=bridged)
+        severed = dead
+
+
+def _rows(neurons: Collection[Space], labels: CellArray) -> CellArray:
+    """Number the rows of units; return to which one each cell belongs, `NO_ROW` where to none."""
+    of_class = np.full_like(labels, NO_ROW)
+    for space in neurons:
+        if len(space.shape) > 1:
+            of_class[labels[space.cells]] = space.cells[:, :1]
+    return of_class[labels]
 
 
 def components(size: int, couples: Sequence[Couple]) -> CellArray:
@@ -93,15 +109,15 @@ def _spread(marked: BoolArray, labels: CellArray) -> BoolArray:
     return classes[labels]
 
 
-def _complete(kept: BoolArray, labels: CellArray, spaces: Sequence[Space]) -> BoolArray:
+def _complete(kept: BoolArray, rows: CellArray, labels: CellArray, spaces: Sequence[Space]) -> BoolArray:
     """Add cells until each of the spaces is a block."""
     while True:
         added = np.zeros_like(kept)
         for space in spaces:
-            mask = kept[space.first : space.first + space.size]
-            if not mask.all():
-                missing = missing_from_block(mask.reshape(space.shape))
-                added[space.first : space.first + space.size] |= missing.ravel()
+            own = slice(space.first, space.first + space.size)
+            if not kept[own].all():
+                missing = missing_from_block(kept[own].reshape(space.shape), rows[own].reshape(space.shape))
+                added[own] |= missing.ravel()
         if not added.any():
             return kept
         kept = _spread(kept | added, labels)

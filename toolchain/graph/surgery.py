@@ -111,8 +111,8 @@ def apply_surgery(plan: SurgeryPlan, normalised: Normalised) -> ir.Model:
     for node, transfer in zip(program.nodes, program.transfers, strict=True):
         if transfer.blocked is not None or not _touched(program, node, transfer, kept):
             continue
-        OPERATORS[node.node.op_type].rewrite(node, transfer.neurons, kept, edits)
         _slice_operands(program, node, kept, edits)
+        OPERATORS[node.node.op_type].rewrite(node, transfer.neurons, kept, edits)
         for port in bridged:
             if port in transfer.statements and not kept.whole(transfer.neurons["units"]):
                 units = transfer.neurons["units"]

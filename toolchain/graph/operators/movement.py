@@ -243,8 +243,26 @@ def concat(node: NodeView) -> Transfer:
     ends = np.cumsum([part.shape[axis] for part in parts])
     if ends[-1] != out.shape[axis]:
         raise BlockedError("the shapes around it do not agree")
-    stretches = np.split(out.cells, ends[:-1], axis=axis)
-    return Transfer(statements=sum((moved(s, part.cells) for s, part in zip(stretches, parts, strict=True)), ()))
+    statements: list[Statement] = []
+    for stretch, part in zip(np.split(out.cells, ends[:-1], axis=axis), parts, strict=True):
+        statements += [pairs(stretch, part.cells, keeps_zero=True), couple(stretch, part.cells, severable=True)]
+    return Transfer(statements=tuple(statements))
+
+
+def rewrite_concat(node: NodeView, neurons: Neurons, kept: Kept, edits: Edits) -> None:
+    """Take out the inputs of which nothing is kept; the others were cut as their stretch of the output was."""
+    out = node.output(0)
+    axis = node.axis("axis", 0, len(out.shape))
+    if out.dynamic[axis]:
+        return
+    ends = np.cumsum([node.input(index).shape[axis] for index in node.inputs()])
+    stretches = np.split(kept.of(out), ends[:-1], axis=axis)
+    for index, stretch in reversed(list(enumerate(stretches))):
+        if not stretch.any():
+            remaining = [value for place, value in enumerate(node.node.inputs) if place != index]
+            for place, value in enumerate(remaining):
+                node.node.replace_input_with(place, value)
+            node.node.resize_inputs(len(remaining))
 
 
 def pad(node: NodeView) -> Transfer:
