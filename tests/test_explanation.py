@@ -30,9 +30,9 @@ TURNED = [
 CONSTANTS = {"one": np.array([1]), "shape": np.array([0, 0, -1])}
 
 
-def planned(path: Path) -> SurgeryPlan:
+def planned(path: Path, *, carried: Sequence[tuple[str, str]] = (), compact_state: bool = False) -> SurgeryPlan:
     model, _ = load_model(path)
-    return plan_surgery(normalise(model).model.graph, carried=(), compact_state=False)
+    return plan_surgery(normalise(model).model.graph, carried=carried, compact_state=compact_state)
 
 
 def explained(path: Path) -> tuple[NodeExplanation, ...]:
@@ -70,7 +70,10 @@ def test_a_direction_may_keep_more_than_are_live_so_that_both_keep_equally_many(
 def test_a_blocker_costs_the_units_that_go_where_it_is_understood(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, operator: str, middle: list[onnx.NodeProto], rank: int
 ) -> None:
-    path = layer_with_head(tmp_path / "m.onnx", dead=[DEAD], middle=middle, extra=CONSTANTS, out_rank=rank)
+    # The head does not read unit 0, but living units do.
+    path = layer_with_head(
+        tmp_path / "m.onnx", dead=[DEAD], dead_rows=[0, *DEAD], middle=middle, extra=CONSTANTS, out_rank=rank
+    )
     truth = planned(path).units_removed
     assert truth == 3
     monkeypatch.delitem(OPERATORS, operator)
@@ -105,6 +108,39 @@ def test_the_price_of_a_blocker_that_moves_the_axis_is_not_known(
 def test_an_output_that_alone_keeps_units_has_its_price(tmp_path: Path) -> None:
     (node,) = explained(with_states(tmp_path / "m.onnx", ["Z", "hn"]))
     assert [(blocker.node, blocker.would_free) for blocker in node.blocked_by] == [("hn", 3)]
+    assert node.coupled_with == ()  # a state that keeps its shape is bridged
+
+
+def test_a_state_whose_shape_may_shrink_is_coupled_with_the_units(tmp_path: Path) -> None:
+    weights = recurrent_weights("RNN", input_size=5, hidden_size=8)
+    nodes = [
+        helper.make_node("RNN", ["X", "W", "R", "B", "", "h0"], ["Y", "hn"], name="layer", hidden_size=8),
+        helper.make_node("Squeeze", ["Y", "one"], ["M"]),
+        helper.make_node("MatMul", ["M", "head"], ["Z"]),
+    ]
+    constants = {**weights, "head": np.ones((8, 3), dtype=np.float32), **CONSTANTS}
+    inputs = [value("X", ["T", "B", 5]), value("h0", [1, "B", 8])]
+    path = save(tmp_path / "m.onnx", nodes, inputs, [value("Z", ["T", "B", 3]), value("hn", [1, "B", 8])], constants)
+    (node,) = explain(planned(path, carried=[("h0", "hn")], compact_state=True))
+    assert node.coupled_with == (Coupling(name="h0", part="graph input"), Coupling(name="hn", part="graph output"))
+    (node,) = explain(planned(path, carried=[("h0", "hn")]))
+    assert node.coupled_with == ()
+
+
+def test_a_node_whose_weights_are_computed_blocks_itself_at_an_unknown_price(tmp_path: Path) -> None:
+    weights = recurrent_weights("GRU", input_size=8, hidden_size=8)
+    nodes = [
+        helper.make_node("Mul", ["W", "scale"], ["scaled"]),
+        helper.make_node("GRU", ["X", "scaled", "R"], ["Y"], name="layer", hidden_size=8),
+        helper.make_node("Squeeze", ["Y", "one"], ["M"]),
+        helper.make_node("MatMul", ["M", "head"], ["Z"]),
+    ]
+    constants = {"W": weights["W"], "R": weights["R"], "head": np.zeros((8, 3), dtype=np.float32), **CONSTANTS}
+    inputs = [value("X", ["T", "B", 8]), value("scale", [1])]
+    (node,) = explained(save(tmp_path / "m.onnx", nodes, inputs, [value("Z", ["T", "B", 3])], constants))
+    assert (node.live, node.kept) == ((8,), 8)
+    assert [(blocker.node, blocker.would_free) for blocker in node.blocked_by] == [("layer", None)]
+    assert "is computed at run time, not a constant" in node.blocked_by[0].reason
 
 
 def test_two_outputs_that_keep_the_same_units_have_a_price_together(tmp_path: Path) -> None:

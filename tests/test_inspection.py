@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from graphs import layer_with_head, recurrent_weights, save, unrolled_rnn, value
+from graphs import constant, layer_with_head, recurrent_weights, save, unrolled_rnn, value
 from onnx import TensorProto, helper
 
 from toolchain.errors import ModelFileError
@@ -143,6 +143,20 @@ def test_the_costs_are_counted_by_hand(tmp_path: Path) -> None:
     assert (found.nodes, found.opsets) == (4, (("", 17), ("com.microsoft", 1)))
 
 
+def test_weights_that_are_computed_cost_as_much_as_folded_ones(tmp_path: Path) -> None:
+    found = inspect(unfolded(tmp_path / "m.onnx"))
+    (node,) = found.recurrent
+    assert node.multiply_adds == found.multiply_adds == 4 * 8 * 5 + 4 * 8 * 8
+    assert node.parameters == node.multiply_adds + 2 * 4 * 8
+
+
+def test_one_zero_for_both_states_of_one_node_is_no_ill(tmp_path: Path) -> None:
+    weights = recurrent_weights("LSTM", input_size=5, hidden_size=8) | {"zero": np.zeros((1, 2, 8), dtype=np.float32)}
+    node = helper.make_node("LSTM", ["X", "W", "R", "B", "", "zero", "zero"], ["Z"], hidden_size=8)
+    path = tmp_path / "m.onnx"
+    assert kinds(save(path, [node], [value("X", ["T", "B", 5])], [value("Z", ["T", 1, "B", 8])], weights)) == []
+
+
 def test_inputs_outputs_and_the_states_that_only_the_graph_shows(tmp_path: Path) -> None:
     weights = recurrent_weights("LSTM", input_size=5, hidden_size=8)
     node = helper.make_node("LSTM", ["X", "W", "R", "B", "", "h0", "c0"], ["Y", "hn", "cn"], hidden_size=8)
@@ -160,11 +174,13 @@ def test_inputs_outputs_and_the_states_that_only_the_graph_shows(tmp_path: Path)
 
 
 def in_a_branch(path: Path) -> Path:
+    """Write an If with a GRU in each branch; `R` lies inside, `W` and `B` outside."""
     weights = recurrent_weights("GRU", input_size=5, hidden_size=8)
+    R = weights.pop("R")
     one, two = (
         helper.make_graph(
-            [helper.make_node("GRU", ["X", "W", "R", "B"], ["", name], name=name, hidden_size=8)],
-            name, [], [value(name, None)],
+            [helper.make_node("GRU", ["X", "W", f"R_{name}", "B"], ["", name], name=name, hidden_size=8)],
+            name, [], [value(name, None)], [constant(f"R_{name}", R)],
         )
         for name in ("yes", "no")
     )  # fmt: skip
@@ -192,6 +208,8 @@ def test_recurrent_nodes_inside_subgraphs_are_found_with_their_place(tmp_path: P
     places = {node.name: node.inside for node in found.recurrent}
     assert places == {"yes": ("choose.then_branch",), "no": ("choose.else_branch",)}
     assert {(node.input_size, node.hidden_size) for node in found.recurrent} == {(5, 8)}
+    assert found.parameters == 24 * 5 + 2 * 24 * 8 + 48  # W and B once, R twice
+    assert found.multiply_adds == 2 * (24 * 5 + 24 * 8)
 
 
 def test_recurrent_nodes_inside_functions_are_found(tmp_path: Path) -> None:

@@ -49,7 +49,7 @@ KINDS: dict[str, tuple[Severity, str]] = {
     "frozen_batch": ("warning", _FREE_AXES),
     "one_step": ("note", _FREE_AXES),
     "one_sequence": ("note", _FREE_AXES),
-    "unfolded": ("note", "`toolchain shrink` folds them in what it writes"),
+    "unfolded": ("note", "ONNX Runtime folds them as it loads the model, and `toolchain shrink` where it cuts"),
     "shared_zero_state": ("note", "Without a state the operator starts at zero; `toolchain shrink` drops it"),
 }
 

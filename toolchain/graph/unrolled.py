@@ -21,9 +21,8 @@ from toolchain.recurrent import GATES
 
 REMEDY = ("Export nn.LSTM, nn.GRU or nn.RNN as one node, not as cells or a loop; of PyTorch's exporters, dynamo=False "
           "writes one node for each")  # fmt: skip
-MIN_CHAIN = (
-    3  # a matrix applied twice in a row may be two tied layers; three such layers are a recurrence in all but name
-)
+# A matrix applied twice in a row may be two tied layers; three such layers are a recurrence in all but name.
+MIN_CHAIN = 3
 _MOVES = frozenset({"Cast", "Flatten", "Gather", "Identity", "Reshape", "Slice", "Split", "Squeeze", "Transpose",
                     "Unsqueeze"})  # fmt: skip
 _GATES = frozenset({"HardSigmoid", "Sigmoid"})
