@@ -252,6 +252,13 @@ def test_a_file_that_is_no_model_is_refused(tmp_path: Path) -> None:
 # Recurrence without a recurrent operator.
 
 
+def test_a_model_without_recurrence_may_group_an_axis(tmp_path: Path) -> None:
+    nodes = [helper.make_node("Reshape", ["x", "shape"], ["z"])]
+    outputs = [value("z", [None, 4, 8])]
+    path = save(tmp_path / "m.onnx", nodes, [value("x", ["T", 8])], outputs, {"shape": np.array([-1, 4, 8])})
+    assert kinds(path) == []
+
+
 def test_two_tied_matrices_are_no_recurrence_and_three_are(tmp_path: Path) -> None:
     assert kinds(unrolled_rnn(tmp_path / "m.onnx", steps=2)) == []
     assert kinds(unrolled_rnn(tmp_path / "m.onnx", steps=3)) == ["unrolled"]
