@@ -252,6 +252,16 @@ def test_a_file_that_is_no_model_is_refused(tmp_path: Path) -> None:
 # Recurrence without a recurrent operator.
 
 
+@pytest.mark.parametrize("shape", [[0, -1, 10], [-1, 1, 10], [0, 0, 5], [-1, 2, 5]])
+def test_frames_put_side_by_side_or_told_apart_are_no_frozen_length(tmp_path: Path, shape: list[int]) -> None:
+    before = [helper.make_node("Reshape", ["X", "shape"], ["S"])]
+    weights = recurrent_weights("GRU", input_size=shape[-1], hidden_size=8) | {"shape": np.array(shape)}
+    nodes = [*before, helper.make_node("GRU", ["S", "W", "R", "B"], ["Z"], hidden_size=8)]
+    X = ["T", "B", 5] if shape[1] != 2 else ["T", 2, 5]
+    path = save(tmp_path / "m.onnx", nodes, [value("X", X)], [value("Z", [None, 1, None, 8])], weights)
+    assert "frozen_reshape" not in kinds(path)
+
+
 def test_a_model_without_recurrence_may_group_an_axis(tmp_path: Path) -> None:
     nodes = [helper.make_node("Reshape", ["x", "shape"], ["z"])]
     outputs = [value("z", [None, 4, 8])]

@@ -43,7 +43,7 @@ KINDS: dict[str, tuple[Severity, str]] = {
     "unrolled": ("warning", unrolled.REMEDY),
     "quantized": ("warning", "Shrink the float model first, then quantize the result"),
     "computed_weights": ("warning", "Compute them before the export, if they are constant"),
-    "frozen_reshape": ("warning", "Export with dynamic axes, one model per process; or with dynamo=False"),
+    "frozen_reshape": ("error", "Export with dynamic axes, one model per process; or with dynamo=False"),
     "stale_output_shape": ("warning", "Correct the declaration, or export again with every varying axis dynamic"),
     "frozen_time": ("warning", _FREE_AXES),
     "frozen_batch": ("warning", _FREE_AXES),
@@ -215,7 +215,8 @@ def _frozen_axes(inputs: Sequence[ModelInput]) -> Iterator[Ill]:
 def _frozen_reshape(node: ir.Node) -> Ill | None:
     """Find a constant shape into which the exporter wrote a length of its example.
 
-    `[T, B, 1, 5] -> [6, -1, 5]`: six times as many static positions come out as went in, so `T` must make up for them.
+    `[T, B, 1, 5] -> [6, -1, 5]`: six times as many static positions come out as went in, and 6 stands where `T` stood.
+    (Frames put side by side, `[B, T, 80] -> [0, -1, 160]`, put the factor where a static length stood.)
     """
     if node.op_type != "Reshape" or len(node.inputs) < 2:
         return None
@@ -226,14 +227,16 @@ def _frozen_reshape(node: ir.Node) -> Ill | None:
     before = _lengths(data.shape)
     copied = [before[axis] for axis, length in enumerate(target) if length == 0 and axis < len(before)]
     static = _product(before)
-    if all(isinstance(length, int) for length in before) or not static or _product([*target, *copied]) <= static:
+    instead = [length for length, old in zip(target, before, strict=False) if not isinstance(old, int)]
+    factor, rest = divmod(_product([*target, *copied]), static)
+    if rest or factor <= 1 or factor not in (*instead, _product(instead)):
         return None
     text = f"its shape {target} holds a length of the exporter's example; other lengths are refused or mixed up"
     return _ill("frozen_reshape", f"Reshape {name_of(node)!r}", text)
 
 
 def _product(lengths: Sequence[Length]) -> int:
-    """Multiply the static lengths; 0 and -1 stand for others."""
+    """Multiply the static lengths; 0 and -1 stand for others, and an empty axis counts as one."""
     return int(np.prod([length for length in lengths if isinstance(length, int) and length > 0], dtype=np.int64))
 
 
