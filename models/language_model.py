@@ -15,7 +15,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from toolchain.neuron_sets import NeuronLink
+from toolchain.gating.neuron_sets import NeuronLink
 
 State = tuple[tuple[Tensor, ...], ...]  # per layer: (h, c) of an LSTM, (h,) of a GRU or RNN; each [1, B, H]
 

@@ -41,7 +41,7 @@ def kill(columns_of: np.ndarray, dead: Sequence[int], axis: int = -1) -> None:
 
 
 def constant(name: str, array: np.ndarray) -> onnx.TensorProto:
-    return numpy_helper.from_array(np.ascontiguousarray(array), name)
+    return numpy_helper.from_array(np.asarray(array, order="C"), name)  # `ascontiguousarray` makes scalars vectors
 
 
 def value(name: str, shape: Sequence[int | str | None], element: int = TensorProto.FLOAT) -> onnx.ValueInfoProto:

@@ -5,14 +5,14 @@ import os
 import pytest
 import torch
 
-from toolchain.checkpoint import (
+from toolchain.errors import OutputError, TrainingError
+from toolchain.training.checkpoint import (
     Checkpoint,
     load_checkpoint,
     pack_optimizer,
     save_checkpoint,
     unpack_optimizer,
 )
-from toolchain.errors import OutputError, TrainingError
 
 
 def test_a_checkpoint_reads_back_bit_by_bit(tmp_path):

@@ -12,7 +12,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from toolchain.compaction import (
+from toolchain.errors import TrainingError
+from toolchain.gates import fold, gate, total_l0
+from toolchain.gating.compaction import (
     ActivationStatistics,
     NeuronLink,
     compact,
@@ -24,9 +26,7 @@ from toolchain.compaction import (
     plan_compaction,
     plan_from_kept,
 )
-from toolchain.errors import TrainingError
-from toolchain.gates import fold, gate, total_l0
-from toolchain.hard_concrete import HardConcrete
+from toolchain.gating.hard_concrete import HardConcrete
 
 V, E, H = 30, 12, 16  # words, embedding columns, neurons per layer
 ATOL = 2e-6  # 10x the worst difference seen; logits are of order 1

@@ -12,8 +12,9 @@ import torch
 from toolchain.models.language_model import LanguageModel, LanguageModelConfig
 
 from toolchain.errors import ModelFileError, OutputError, ParityError
-from toolchain.evaluation import CARRIED_STATE, onnx_perplexity, torch_perplexity
+from toolchain.evaluation import onnx_perplexity, torch_perplexity
 from toolchain.export import export
+from toolchain.interface import CARRIED_STATE_KEY
 
 NODES = {"lstm": "LSTM", "gru": "GRU", "rnn": "RNN"}
 
@@ -35,7 +36,7 @@ def test_the_graph_carries_its_state_and_says_so(tmp_path, cell):
     assert all({node.input[1], node.input[2], node.input[3]} <= initializers for node in recurrent)
     properties = {entry.key: entry.value for entry in graph.metadata_props}
     names = [f"{part}_{layer}" for layer in range(2) for part in ("hc" if cell == "lstm" else "h")]
-    assert json.loads(properties[CARRIED_STATE]) == [[name, f"{name}_out"] for name in names]
+    assert json.loads(properties[CARRIED_STATE_KEY]) == [[name, f"{name}_out"] for name in names]
     assert properties["task"] == "words"
     session = ort.InferenceSession(path)
     inputs = {value.name: value.shape for value in session.get_inputs()}

@@ -16,7 +16,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 
 from toolchain.errors import TrainingError
 from toolchain.gates import NeuronLink, expected_l0, fold, gate, kept_neurons, total_l0
-from toolchain.hard_concrete import HardConcrete, log_alpha_of
+from toolchain.gating.hard_concrete import HardConcrete, log_alpha_of
 
 N, H, T, B = 5, 7, 6, 3  # input size, hidden size, steps, sequences
 ATOL = 2e-6  # 10x the worst float32 difference from the float64 loop seen over the matrix below

@@ -5,7 +5,7 @@ import torch
 from toolchain.models.language_model import LanguageModel, LanguageModelConfig
 
 from toolchain.gates import gate
-from toolchain.neuron_sets import neuron_sets
+from toolchain.gating.neuron_sets import neuron_sets
 
 CONFIG = {"vocabulary_size": 11, "embedding_size": 6, "hidden_sizes": (5, 4)}
 

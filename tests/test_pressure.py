@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from toolchain.pressure import STIFFNESS, Pressure
+from toolchain.training.pressure import STIFFNESS, Pressure
 
 
 def lagrangian(**changes) -> Pressure:

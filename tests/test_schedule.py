@@ -4,8 +4,8 @@ import dataclasses
 
 import pytest
 
-from toolchain.recipe import GatesSection, OptimSection
-from toolchain.schedule import plan_schedule
+from toolchain.training.recipe import GatesSection, OptimSection
+from toolchain.training.schedule import plan_schedule
 
 GATES = GatesSection(keep=0.2, freeze_at=0.5)
 

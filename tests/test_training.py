@@ -10,14 +10,14 @@ import torch
 from tiny_training import WORDS, Silent, tiny_corpus, tiny_recipe, tiny_run
 from toolchain.models.language_model import LanguageModel, LanguageModelConfig
 
-from toolchain.checkpoint import load_checkpoint
 from toolchain.errors import DatasetError, RecipeError, TrainingError
 from toolchain.evaluation import torch_perplexity
-from toolchain.gated_phase import finished_model, open_neurons
 from toolchain.gates import total_l0
-from toolchain.run_folder import CHECKPOINT, GATES, METRICS, new_run_folder
-from toolchain.training import finish, train
-from toolchain.training_run import build_network, restore_run
+from toolchain.training.checkpoint import load_checkpoint
+from toolchain.training.gated_phase import finished_model, open_neurons
+from toolchain.training.loop import finish, train
+from toolchain.training.run_folder import CHECKPOINT, GATES, METRICS, new_run_folder
+from toolchain.training.training_run import build_network, restore_run
 
 TIMES = ("seconds", "tokens_per_s")
 

@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from toolchain.models.text import Corpus
 
-from toolchain.processes import Processes
-from toolchain.recipe import Recipe, load_recipe
-from toolchain.training_run import TrainingRun, begin_run
+from toolchain.training.processes import Processes
+from toolchain.training.recipe import Recipe, load_recipe
+from toolchain.training.training_run import TrainingRun, begin_run
 
 ALONE = Processes(device=torch.device("cpu"), count=1, index=0)
 WORDS = 12

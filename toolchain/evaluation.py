@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from toolchain.errors import ModelFileError
-from toolchain.interface import CARRIED_STATE_KEY as CARRIED_STATE
+from toolchain.interface import CARRIED_STATE_KEY
 from toolchain.runtime import open_session
 
 if TYPE_CHECKING:
@@ -92,10 +92,10 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
 
 
 def _carried_pairs(session: Any, path: Path) -> list[tuple[str, str]]:
-    declared = session.get_modelmeta().custom_metadata_map.get(CARRIED_STATE)
+    declared = session.get_modelmeta().custom_metadata_map.get(CARRIED_STATE_KEY)
     if declared is None:
         raise ModelFileError(
-            f"{path}: no metadata {CARRIED_STATE}; expected a language model written by `toolchain train`. "
+            f"{path}: no metadata {CARRIED_STATE_KEY}; expected a language model written by `toolchain train`. "
             "Declare its carried state in the metadata."
         )
     return [(source, target) for source, target in json.loads(declared)]
@@ -106,7 +106,7 @@ def _only(values: list[Any], carried: set[str], path: Path, what: str) -> str:
     if len(names) != 1:
         raise ModelFileError(
             f"{path}: {len(names)} values beside the carried state ({', '.join(names)}); "
-            f"expected one {what}. Check its metadata {CARRIED_STATE}."
+            f"expected one {what}. Check its metadata {CARRIED_STATE_KEY}."
         )
     return str(names[0])
 

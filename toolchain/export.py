@@ -25,7 +25,8 @@ import torch
 from torch import Tensor, nn
 
 from toolchain.errors import OutputError, ParityError
-from toolchain.evaluation import CARRIED_STATE, evaluation_mode
+from toolchain.evaluation import evaluation_mode
+from toolchain.interface import CARRIED_STATE_KEY
 
 STATE_NAMES = ("h", "c")
 OPSET = 17  # what torch 2.6's TorchScript exporter reaches; its LSTM, GRU and RNN have not changed since opset 14
@@ -75,7 +76,7 @@ def export(model: nn.Module, path: Path, *, metadata: Mapping[str, str] | None =
     try:
         with evaluation_mode(model):
             carried = _write_graph(model, unfinished)
-            _annotate(unfinished, {CARRIED_STATE: json.dumps(carried), **(metadata or {})})
+            _annotate(unfinished, {CARRIED_STATE_KEY: json.dumps(carried), **(metadata or {})})
             _verify(model, unfinished, path.name)
         unfinished.replace(path)
     except OSError as error:

@@ -9,7 +9,7 @@ module and on every neuron of each (layer, direction). This differs from the pap
 input gates: the inputs of an inner layer *are* the neurons of the layer below, whose gates already scale
 them. A second gate there could close without anything becoming smaller, since the layer below would still
 need its neuron for itself. For the same reason a module that a model's `neuron_links` feeds from another one
-has no input gate, and neurons that a tied tensor makes one (see `toolchain.neuron_sets`) share one gate.
+has no input gate, and neurons that a tied tensor makes one (see `toolchain.gating.neuron_sets`) share one gate.
 
 Source: Louizos et al. 2018, arXiv 1712.01312; Wen et al. 2019, arXiv 1906.06847.
 """
@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from toolchain.errors import TrainingError
-from toolchain.gated_cells import (
+from toolchain.gating.gated_cells import (
     FoldedGRU,
     FoldedLSTM,
     FoldedRNN,
@@ -39,8 +39,8 @@ from toolchain.gated_cells import (
     inverse_gates,
     num_directions_of,
 )
-from toolchain.hard_concrete import INITIAL_KEEP, HardConcrete
-from toolchain.neuron_sets import (
+from toolchain.gating.hard_concrete import INITIAL_KEEP, HardConcrete
+from toolchain.gating.neuron_sets import (
     NUM_GATES,
     NeuronLink,
     fed_by,

@@ -20,12 +20,12 @@ from rich.console import Console
 
 from toolchain import __version__
 from toolchain.errors import MissingExtraError, OutputError, TrainingError
-from toolchain.recipe import Recipe, dump_recipe, load_recipe, parse_override
-from toolchain.run_folder import RECIPE, RESULT, VOCABULARY, new_run_folder, write_text
+from toolchain.training.recipe import Recipe, dump_recipe, load_recipe, parse_override
+from toolchain.training.run_folder import RECIPE, RESULT, VOCABULARY, new_run_folder, write_text
 
 if TYPE_CHECKING:
-    from toolchain.training import TrainingResult
-    from toolchain.training_run import TrainingRun
+    from toolchain.training.loop import TrainingResult
+    from toolchain.training.training_run import TrainingRun
 
 RUNS = Path("runs")
 INTERRUPTED = 130  # what a shell expects of a program that ended by Ctrl-C
@@ -129,10 +129,10 @@ def _run(recipe: Recipe, *, resume: Path | None, name: str | None, output: Path)
     import torch
 
     from toolchain.cli.train_progress import TrainingDisplay
-    from toolchain.processes import decided_by_main, join_processes, leave_processes
-    from toolchain.training import finish
-    from toolchain.training import train as carry_out
-    from toolchain.training_run import begin_run, restore_run
+    from toolchain.training.loop import finish
+    from toolchain.training.loop import train as carry_out
+    from toolchain.training.processes import decided_by_main, join_processes, leave_processes
+    from toolchain.training.training_run import begin_run, restore_run
 
     if recipe.run.threads is not None:
         torch.set_num_threads(recipe.run.threads)

@@ -10,8 +10,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
-from toolchain.run_folder import Row
-from toolchain.training import StepReport
+from toolchain.training.loop import StepReport
+from toolchain.training.run_folder import Row
 
 
 class _TimeLeft(ProgressColumn):

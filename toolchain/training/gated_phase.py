@@ -14,17 +14,17 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from toolchain.checkpoint import Checkpoint, pack_optimizer, unpack_optimizer
-from toolchain.compaction import ActivationStatistics, CompactionPlan, compact, expand, freeze
 from toolchain.evaluation import CHUNK, evaluation_mode
 from toolchain.gates import expected_l0, fold, gate, kept_neurons, total_l0
-from toolchain.hard_concrete import HardConcrete
-from toolchain.neuron_sets import LinkedModel, neuron_sets, recurrent_modules
-from toolchain.pressure import Pressure
-from toolchain.processes import Processes, decided_by_main
-from toolchain.recipe import GatesSection
-from toolchain.run_folder import Row
-from toolchain.selection import compose, gate_of, plan_by_reconstruction, plan_compaction, plan_from_kept
+from toolchain.gating.compaction import ActivationStatistics, CompactionPlan, compact, expand, freeze
+from toolchain.gating.hard_concrete import HardConcrete
+from toolchain.gating.neuron_sets import LinkedModel, neuron_sets, recurrent_modules
+from toolchain.gating.selection import compose, gate_of, plan_by_reconstruction, plan_compaction, plan_from_kept
+from toolchain.training.checkpoint import Checkpoint, pack_optimizer, unpack_optimizer
+from toolchain.training.pressure import Pressure
+from toolchain.training.processes import Processes, decided_by_main
+from toolchain.training.recipe import GatesSection
+from toolchain.training.run_folder import Row
 
 IndexArray = npt.NDArray[np.intp]
 

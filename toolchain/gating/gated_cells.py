@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from toolchain.hard_concrete import HardConcrete
+from toolchain.gating.hard_concrete import HardConcrete
 
 # In training the gates of this call are not those of the call that made h_0. Without a floor, a gate sampled
 # at 1e-6 would make a raw state, and gradients, a million times too large; with it the state fades as z -> 0.

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from toolchain.recipe import GatesSection, OptimSection
+from toolchain.training.recipe import GatesSection, OptimSection
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -24,10 +24,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from toolchain.activation_statistics import ActivationStatistics
 from toolchain.errors import TrainingError
 from toolchain.gates import remove_gates
-from toolchain.neuron_sets import (
+from toolchain.gating.activation_statistics import ActivationStatistics
+from toolchain.gating.neuron_sets import (
     NeuronLink,
     NeuronSet,
     all_parameters,
@@ -36,7 +36,7 @@ from toolchain.neuron_sets import (
     split_site,
     writer_tensors,
 )
-from toolchain.selection import (
+from toolchain.gating.selection import (
     CompactionPlan,
     IndexArray,
     compose,

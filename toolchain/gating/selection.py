@@ -21,10 +21,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from toolchain.activation_statistics import ActivationStatistics
 from toolchain.errors import TrainingError
-from toolchain.hard_concrete import HardConcrete, log_alpha_of
-from toolchain.neuron_sets import (
+from toolchain.gating.activation_statistics import ActivationStatistics
+from toolchain.gating.hard_concrete import HardConcrete, log_alpha_of
+from toolchain.gating.neuron_sets import (
     NUM_GATES,
     NeuronSet,
     all_parameters,

@@ -11,7 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from toolchain.checkpoint import (
+from toolchain.errors import RecipeError
+from toolchain.export import State
+from toolchain.training.checkpoint import (
     Checkpoint,
     load_checkpoint,
     pack_optimizer,
@@ -19,13 +21,11 @@ from toolchain.checkpoint import (
     unpack_optimizer,
     with_prefix,
 )
-from toolchain.errors import RecipeError
-from toolchain.export import State
-from toolchain.gated_phase import GatedPhase, begin_gated_phase, pack_gated_phase, restore_gated_phase
-from toolchain.processes import Processes, gather_columns, own_columns
-from toolchain.recipe import ModelSection, OptimSection, Recipe
-from toolchain.run_folder import CHECKPOINT, Row
-from toolchain.schedule import Schedule, plan_schedule
+from toolchain.training.gated_phase import GatedPhase, begin_gated_phase, pack_gated_phase, restore_gated_phase
+from toolchain.training.processes import Processes, gather_columns, own_columns
+from toolchain.training.recipe import ModelSection, OptimSection, Recipe
+from toolchain.training.run_folder import CHECKPOINT, Row
+from toolchain.training.schedule import Schedule, plan_schedule
 
 
 @dataclass(slots=True, kw_only=True)

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from toolchain.errors import TrainingError
 from toolchain.evaluation import onnx_perplexity, torch_perplexity
 from toolchain.export import export
-from toolchain.gated_phase import (
+from toolchain.training.gated_phase import (
     GatedPhase,
     cut_closed_neurons,
     finished_model,
@@ -39,9 +39,9 @@ from toolchain.gated_phase import (
     training_mode,
     update_gates,
 )
-from toolchain.processes import average_gradients, decided_by_main, gather_columns, mean_of
-from toolchain.run_folder import GATES, METRICS, MODEL, Row, write_rows
-from toolchain.training_run import TrainingRun, build_network, save_run
+from toolchain.training.processes import average_gradients, decided_by_main, gather_columns, mean_of
+from toolchain.training.run_folder import GATES, METRICS, MODEL, Row, write_rows
+from toolchain.training.training_run import TrainingRun, build_network, save_run
 
 REPORT_EVERY = 10  # updates between two looks at the loss; on a GPU each look waits for it
 

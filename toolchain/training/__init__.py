@@ -1,0 +1,1 @@
+"""The stage `train`: recipe, schedule, pressure, the loop, checkpoints (torch)."""
