@@ -271,7 +271,9 @@ def test_two_nodes_that_share_weights_go_on_sharing_them(tmp_path: Path) -> None
 def test_a_model_in_memory_is_shrunk_to_the_file_that_is_named(tmp_path: Path) -> None:
     proto = onnx.load(layer_with_head(tmp_path / "m.onnx"))
     for model in (proto, ir.from_proto(proto)):
+        before = (ir.to_proto(model) if isinstance(model, ir.Model) else model).SerializeToString()
         result = toolchain.shrink(model, tmp_path / "out.onnx")
+        assert (ir.to_proto(model) if isinstance(model, ir.Model) else model).SerializeToString() == before
         assert recurrent_shapes(tmp_path / "out.onnx") == [(5, 5)]
         assert result.status == "written"
     with pytest.raises(OutputError, match="output: missing"):
@@ -311,7 +313,7 @@ def test_a_failed_proof_writes_nothing(tmp_path: Path, monkeypatch: pytest.Monke
 
     monkeypatch.setattr(shrinking, "apply_surgery", wrong)
     with pytest.raises(ParityError, match=r"output 'Z': differs by .* at 1 steps x batch 1; expected at most"):
-        toolchain.shrink(layer_with_head(tmp_path / "m.onnx"))
+        toolchain.shrink(layer_with_head(tmp_path / "m.onnx"), masked=tmp_path / "masked.onnx")
     assert [path.name for path in tmp_path.iterdir()] == ["m.onnx"]
 
 

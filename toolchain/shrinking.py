@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -163,22 +163,24 @@ def shrink(
         decision = _decide(source, carried, compact_state, explained, progress)
         if not decision.plan.removes_something:
             return _result(decision, "nothing_to_remove", decision.before)
-        if mask is not None and not dry_run:
-            with written_whole(mask) as unfinished:
-                save_model(decision.normalised.model, unfinished)
-        progress("rewriting")
-        smaller = apply_surgery(decision.plan, decision.normalised)
-        after = Sizes(
-            parameters=parameters(smaller.graph),
-            multiply_adds=multiply_adds(smaller.graph),
-            bytes=decision.before.bytes,
-        )
-        if dry_run:
-            return _result(decision, "dry_run", after)
-        with written_whole(target) as unfinished:
+        with ExitStack() as files:  # both files get their names, or neither
+            originals = [decision.interface]
+            if mask is not None and not dry_run:
+                unfinished_mask = files.enter_context(written_whole(mask))
+                save_model(decision.normalised.model, unfinished_mask)
+                originals.append(read_interface(unfinished_mask))
+            progress("rewriting")
+            smaller = apply_surgery(decision.plan, decision.normalised)
+            after = Sizes(
+                parameters=parameters(smaller.graph),
+                multiply_adds=multiply_adds(smaller.graph),
+                bytes=decision.before.bytes,
+            )
+            if dry_run:
+                return _result(decision, "dry_run", after)
+            unfinished = files.enter_context(written_whole(target))
             save_model(smaller, unfinished)
             progress("verifying")
-            originals = [decision.interface, *([] if mask is None else [read_interface(mask)])]
             parity, *_ = [
                 verify(original, unfinished, carried=decision.carried, compact_state=compact_state)
                 for original in originals
@@ -251,7 +253,8 @@ def _as_file(model: str | Path | onnx.ModelProto | ir.Model, output: str | Path 
         raise OutputError("output: missing; expected the file to write when the model is in memory. Give one.")
     with tempfile.TemporaryDirectory(prefix="toolchain-") as folder:
         path = Path(folder) / "model.onnx"
-        save_model(model if isinstance(model, ir.Model) else ir.from_proto(model), path)
+        # With its weights beside it the file has no limit of size, and the caller's model is left as it is.
+        ir.save(model if isinstance(model, ir.Model) else ir.from_proto(model), path, external_data="model.weights")
         yield path
 
 
