@@ -73,7 +73,7 @@ def test_a_run_writes_its_folder_and_the_model_and_names_the_next_command(folder
     assert "seed = 3" in (folder / "runs/small/recipe.toml").read_text()
     assert (folder / "runs/small/vocabulary.txt").read_text().split()[0] == "<unk>"
     result = json.loads((folder / "runs/small/result.json").read_text())
-    assert f"test perplexity  {result['perplexity']:.4g} in PyTorch, {result['onnx_perplexity']:.4g} in ONNX" in out
+    assert f"test perplexity  {result['perplexity']:.3f} in PyTorch, {result['onnx_perplexity']:.3f} in ONNX" in out
     assert abs(result["share"] - 0.3) < 0.03
     assert not [name for name in os.listdir(folder) if name.startswith(".")]
 

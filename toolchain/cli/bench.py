@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -112,12 +111,17 @@ def bench(
 
 def _warn_about_cpus(threads: int) -> None:
     """Warn when the threads, or the programs that already run, need more CPUs than there are."""
-    cpus = len(importlib.import_module("toolchain.bench.runner").allowed_cpus())
+    runner = importlib.import_module("toolchain.bench.runner")
+    cpus = len(runner.allowed_cpus())
     if threads > cpus:
         click.echo(f"warning: {threads} threads on {cpus} CPUs wait for each other. Use --threads {cpus}.", err=True)
-    if hasattr(os, "getloadavg") and os.getloadavg()[0] > cpus - 0.5:
-        load = f"warning: {os.getloadavg()[0]:.1f} CPUs of {cpus} are busy with other programs."
-        click.echo(f"{load} Intervals will be wide; close them, or wait.", err=True)
+    busy = runner.busy_cpus()
+    if busy is not None and busy > cpus - max(threads, 0.5):
+        click.echo(
+            f"warning: {busy:.1f} CPUs of {cpus} are busy with other programs. Intervals will be wide; close them, or "
+            "wait.",
+            err=True,
+        )
 
 
 @contextmanager

@@ -249,8 +249,8 @@ def _copy(source: Path, target: Path) -> None:
 def _conclude(console: Console, result: TrainingResult, folder: Path, output: Path) -> None:
     lines = (
         "",
-        f"test perplexity  {result.perplexity:.4g} in PyTorch, {result.onnx_perplexity:.4g} in ONNX Runtime "
-        f"({result.test_tokens:,} tokens)",
+        f"test perplexity  {result.perplexity:.3f} in PyTorch, {result.onnx_perplexity:.3f} in ONNX Runtime, "
+        f"{abs(result.onnx_perplexity / result.perplexity - 1):.0e} apart ({result.test_tokens:,} tokens)",
         f"kept             {result.share:.1%} of the recurrent multiply-adds",
         f"training speed   last epoch {result.speed_ratio:.2f}x the first",
         f"written          {output}, and {folder}/ with recipe, metrics, checkpoint",
