@@ -34,6 +34,7 @@ from toolchain.graph.operators.linear import is_linear
 from toolchain.graph.operators.recurrence import shared_weights
 from toolchain.recurrent import GATES, check_shapes, slot
 
+UNKNOWN = ()  # the shape of the one cell that stands for a value of unknown shape; no state is a scalar
 StatePair = tuple[str, str]  # graph input, graph output that the caller feeds back into it
 
 
@@ -276,7 +277,8 @@ def _state_couple(pair: StatePair, inputs: dict[str | None, Space], outputs: dic
                 f"carried state {state_in}={state_out}: the model has no {kind} {name!r}; expected one "
                 f"of {', '.join(sorted(map(str, known)))}. Correct --carried."
             )
-    if inputs[state_in].shape != outputs[state_out].shape:
+    shapes = {inputs[state_in].shape, outputs[state_out].shape} - {UNKNOWN}
+    if len(shapes) > 1:
         raise ModelFileError(
             f"carried state {state_in}={state_out}: the shapes {inputs[state_in].shape} and "
             f"{outputs[state_out].shape} differ; expected equal ones. Correct --carried."

@@ -336,7 +336,7 @@ def shape(node: NodeView) -> Transfer:
         read = _lengths_read(node_reading, len(x.shape))
         if read is None or not {start + axis for axis in read} <= free:
             raise BlockedError("a length that it returns would change")
-    return Transfer()
+    return Transfer(fixed=(node.output(0).cells,))  # one number per axis, whichever of them are read
 
 
 def _lengths_read(reader: ir.Node, rank: int) -> Sequence[int] | None:
@@ -344,8 +344,8 @@ def _lengths_read(reader: ir.Node, rank: int) -> Sequence[int] | None:
     if reader.op_type == "Gather" and reader.inputs[1] is not None and reader.inputs[1].const_value is not None:
         return [int(axis) % rank for axis in np.atleast_1d(reader.inputs[1].const_value.numpy())]
     if reader.op_type == "Slice" and len(reader.inputs) >= 3:
-        bounds = [value.const_value for value in reader.inputs[1:3] if value is not None]
-        if len(bounds) == 2 and all(bound is not None for bound in bounds) and len(reader.inputs) < 5:
-            start, end = (int(np.atleast_1d(bound.numpy())[0]) for bound in bounds if bound is not None)
-            return list(range(rank)[slice(start, end)])
+        numbers = [None if value is None else value.const_value for value in (*reader.inputs[1:3], *reader.inputs[4:])]
+        if all(number is not None for number in numbers):
+            bounds = (int(number.numpy().ravel()[0]) for number in numbers if number is not None)
+            return list(range(rank)[slice(*bounds)])
     return None
