@@ -18,6 +18,7 @@ import onnx_ir as ir
 from onnx.reference import ReferenceEvaluator
 from onnx_ir.passes import common
 
+from toolchain.graph import inference
 from toolchain.recurrent import GATES, slot
 
 # Tensors above this many elements are weights, not shape arithmetic; onnxsim need not see them.
@@ -59,7 +60,7 @@ def with_inferred_shapes(model: ir.Model) -> ir.Model:
     """
     _lift_constants(model)
     lifted = _lift_weights(model.graph)
-    inferred = ir.from_proto(_inferred(ir.to_proto(model)))
+    inferred = ir.from_proto(inference.with_inferred_shapes(ir.to_proto(model)))
     _return_weights(inferred.graph, lifted)
     return inferred
 
@@ -88,7 +89,7 @@ def _simplified(model: ir.Model) -> tuple[ir.Model, str | None]:
         onnx.shape_inference.InferenceError,
     ) as error:
         problem = " ".join(str(error).split())[:200]
-    result = ir.from_proto(_inferred(skeleton))
+    result = ir.from_proto(inference.with_inferred_shapes(skeleton))
     _return_weights(result.graph, lifted)
     common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(result)
     result.metadata_props.update(model.metadata_props)
@@ -119,17 +120,6 @@ def _return_weights(graph: ir.Graph, lifted: dict[str, ir.TensorProtocol]) -> No
         graph.inputs.remove(value)
         value.const_value = lifted[str(value.name)]
         graph.register_initializer(value)
-
-
-def _inferred(proto: onnx.ModelProto) -> onnx.ModelProto:
-    """Forget every shape that is not the interface's and infer anew; exporters leave stale ones."""
-    del proto.graph.value_info[:]
-    for output in proto.graph.output:
-        output.type.tensor_type.ClearField("shape")
-    try:
-        return onnx.shape_inference.infer_shapes(proto, data_prop=True)
-    except (RuntimeError, onnx.shape_inference.InferenceError):
-        return proto  # shapes stay unknown: what depends on them is kept whole and named
 
 
 def _fold_constants(graph: ir.Graph) -> None:
