@@ -12,9 +12,9 @@ from toolchain.models.language_model import LanguageModel, LanguageModelConfig
 
 from toolchain.errors import DatasetError, RecipeError, TrainingError
 from toolchain.evaluation import torch_perplexity
-from toolchain.gates import total_l0
+from toolchain.gates import gate, total_l0
 from toolchain.training.checkpoint import load_checkpoint
-from toolchain.training.gated_phase import finished_model, open_neurons
+from toolchain.training.gated_phase import finished_model, open_neurons, reopen_gates
 from toolchain.training.loop import finish, train
 from toolchain.training.run_folder import CHECKPOINT, GATES, METRICS, new_run_folder
 from toolchain.training.training_run import build_network, restore_run
@@ -58,6 +58,23 @@ def test_a_gated_run_lands_on_the_asked_share_and_exports_exact_zeros_at_the_old
     kept = dict(open_neurons(run.model))
     R = next(weight for weight in weights if weight.shape == (1, 48, 12))
     assert (np.abs(R[0]).sum(0) > 0).sum() == kept["rnn.0.hidden"] < 12
+
+
+def test_gates_that_closed_beyond_the_asked_share_open_again_nearest_first(tmp_path):
+    model = gate(build_network(tiny_run(tmp_path).recipe.model, WORDS))
+    dense = total_l0(model)
+    hidden = model.rnn[0].hidden_gates[0].log_alpha
+    with torch.no_grad():
+        hidden.copy_(torch.linspace(-12.0, -8.0, len(hidden)))  # the whole layer is closed
+    others = model.rnn[1].hidden_gates[0].log_alpha.clone()
+    reopen_gates(model, keep=0.5, dense_l0=dense)
+    is_open = model.rnn[0].hidden_gates[0].deterministic() > 0
+    assert 0 < is_open.sum() < len(hidden)
+    assert is_open.tolist() == sorted(is_open.tolist())  # the last ones were nearest to open
+    reached = model.rnn[1].hidden_gates[0].log_alpha.clone()
+    reopen_gates(model, keep=0.5, dense_l0=dense)
+    assert (reached > others).all()
+    assert torch.equal(model.rnn[1].hidden_gates[0].log_alpha, reached)  # what suffices is left alone
 
 
 def test_the_expanded_network_computes_what_the_narrow_one_does(tmp_path):

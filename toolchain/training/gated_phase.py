@@ -28,6 +28,9 @@ from toolchain.training.run_folder import Row
 
 IndexArray = npt.NDArray[np.intp]
 
+_FULL_SHIFT = 40.0  # added to any log_alpha that training reaches, it opens the gate
+_BISECTIONS = 20  # to 4e-5 of log_alpha, less than two neurons usually differ by
+
 
 @dataclass(slots=True, kw_only=True)
 class GatedPhase:
@@ -157,10 +160,10 @@ def freeze_gates(
 ) -> None:
     """Fix which neurons stay, exactly `keep` of the multiply-adds if that was asked, and end the phase.
 
-    With a share to keep, the neurons that are missed least go, as the gates scale them: those that are closed
-    first. With a fixed price those go whose gate is closed. The others' message is folded into the kept ones by
-    least squares. Changed in place: the model becomes a plain, narrow one, and the optimizer's state is cut
-    with it. Without links only the gates are fixed.
+    With a share to keep, gates that closed beyond it open again, and the neurons that are missed least go, as the
+    gates scale them: those that are closed first. With a fixed price those go whose gate is closed. The others'
+    message is folded into the kept ones by least squares. Changed in place: the model becomes a plain, narrow one,
+    and the optimizer's state is cut with it. Without links only the gates are fixed.
 
     Args:
         model: gated.
@@ -175,6 +178,8 @@ def freeze_gates(
             module.requires_grad_(False)
     if not phase.kept:
         return
+    if phase.section.keep is not None:
+        reopen_gates(model, keep=phase.section.keep, dense_l0=phase.dense_l0)
     with evaluation_mode(model), torch.no_grad(), ActivationStatistics(model) as statistics:
         state = model.initial_state(recent.shape[1])  # type: ignore[operator]  # nn.Module hides the protocol
         for start in range(0, len(recent), CHUNK):
@@ -188,6 +193,35 @@ def freeze_gates(
     _cut_gates_optimizer(model, phase.optimizer, plan)
     phase.kept = compose(phase.kept, plan.kept)
     freeze(model)
+
+
+@torch.no_grad()
+def reopen_gates(model: nn.Module, *, keep: float, dense_l0: int) -> None:
+    """Raise every gate's log_alpha alike, as little as it takes for the open gates to reach the share `keep`.
+
+    A pressure that overshoots can close a whole layer. Its activations are then zero, nothing can be folded into the
+    neurons that stay, and the layers above have learnt nothing from it. Gates that suffice are left as they are.
+
+    Args:
+        model: gated and linked; changed in place.
+        keep: share of `dense_l0`, in (0, 1).
+        dense_l0: recurrent multiply-adds per step before any cut.
+    """
+    gates = [module for module in model.modules() if isinstance(module, HardConcrete)]
+    start = [gate.log_alpha.clone() for gate in gates]
+
+    def reaches(shift: float) -> bool:
+        for each, log_alpha in zip(gates, start, strict=True):
+            each.log_alpha.copy_(log_alpha + shift)
+        return plan_from_kept(model, _open_by_set(model)).l0_after >= min(keep * dense_l0, total_l0(model))
+
+    low, high = 0.0, _FULL_SHIFT
+    if reaches(low):
+        return
+    for _ in range(_BISECTIONS):
+        middle = (low + high) / 2
+        low, high = (low, middle) if reaches(middle) else (middle, high)
+    reaches(high)
 
 
 def finished_model(model: nn.Module, phase: GatedPhase | None, *, dense: nn.Module) -> nn.Module:
