@@ -1,18 +1,22 @@
 # make demo   train, shrink and bench a language model in ./demo
 # make test   lint, types, tests
+# make fuzz   the property tests on 10,000 random graphs, other ones every time
 # Both set up .venv themselves on first use.
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(abspath $(VENV))/bin
 
-.PHONY: demo test lint types tests clean
+.PHONY: demo test fuzz lint types tests clean
 
 demo: $(VENV)/.installed
 	@mkdir -p demo
 	cd demo && PATH="$(BIN):$$PATH" ../bench/demo.sh
 
 test: lint types tests
+
+fuzz: $(VENV)/.installed
+	FUZZ_GRAPHS=10000 $(BIN)/python -m pytest tests/test_properties.py --hypothesis-show-statistics
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

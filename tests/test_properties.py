@@ -1,0 +1,95 @@
+"""Random recurrent graphs: shrunk equals zeroed, every planted dead unit goes, twice equals once.
+
+`python -m pytest tests/test_properties.py` tries 300 graphs, `make fuzz` 10,000 others.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import onnx
+from graphs import run
+from hypothesis import HealthCheck, event, given, settings
+from onnx import TensorProto
+from random_graphs import STATIC_BATCH, TOKENS, RandomGraph, random_graphs
+
+import toolchain
+from toolchain.shrinking import ShrinkResult
+
+SHAPES = ((1, 1), (4, 3))
+CALLS = 3
+# Sums of a few dozen products of numbers below one; their order changes when zeros are taken out.
+ATOL = 2e-6
+
+# How many graphs to draw at random; the default run draws the same 300 every time.
+FUZZ = os.environ.get("FUZZ_GRAPHS")
+GRAPHS = settings(max_examples=int(FUZZ or 300), derandomize=FUZZ is None, deadline=None,
+                  suppress_health_check=list(HealthCheck))  # fmt: skip
+
+
+def feeds_of(graph: RandomGraph, steps: int, batch: int, seed: int) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng((seed, steps, batch))
+    feeds: dict[str, np.ndarray] = {}
+    for known in graph.inputs:
+        lengths = {"T": steps, "B": batch}
+        dims = known.type.tensor_type.shape.dim
+        shape = [dim.dim_value or lengths[dim.dim_param] for dim in dims]
+        element = known.type.tensor_type.elem_type
+        if element == TensorProto.FLOAT:
+            feeds[known.name] = rng.standard_normal(shape).astype(np.float32)
+        elif element == TensorProto.INT32:
+            feeds[known.name] = rng.integers(1, steps + 1, shape).astype(np.int32)
+        else:
+            feeds[known.name] = rng.integers(0, TOKENS, shape)
+    return feeds
+
+
+def assert_equal_outputs(graph: RandomGraph, source: Path, shrunk: Path) -> None:
+    """Compare all outputs but carried state, over calls that feed the state back."""
+    states = {out for _, out in graph.carried}
+    for steps, batch in ((4, STATIC_BATCH),) if graph.static_batch else SHAPES:
+        fed_back: tuple[dict[str, np.ndarray], dict[str, np.ndarray]] = ({}, {})
+        for call in range(CALLS if graph.carried else 1):
+            feeds = feeds_of(graph, steps, batch, call)
+            expected, actual = (
+                run(path, feeds | state) for path, state in zip((source, shrunk), fed_back, strict=True)
+            )
+            assert expected.keys() == actual.keys()
+            for name, array in expected.items():
+                assert (actual[name].shape, actual[name].dtype) == (array.shape, array.dtype)
+                if name not in states:
+                    np.testing.assert_allclose(actual[name], array, atol=ATOL, rtol=1e-5)
+            fed_back = tuple({into: results[out] for into, out in graph.carried} for results in (expected, actual))
+
+
+def assert_sizes(graph: RandomGraph, result: ShrinkResult) -> None:
+    """Check that exactly the planted dead units went, and that what blocks is named."""
+    expected = graph.expected_sizes()
+    event(result.status)
+    event("exact" if graph.exact else "bounded")
+    for node, (input_size, hidden_size) in zip(result.nodes, expected, strict=True):
+        got, wanted = (node.input_after, node.hidden_after), (max(1, input_size), max(1, hidden_size))
+        if graph.exact and not (graph.opaque and node.blocked_by):
+            assert got == wanted, node
+    for node in result.nodes:
+        assert graph.blocked.get(node.name, set()) <= {blocker.node for blocker in node.blocked_by}
+
+
+@GRAPHS
+@given(graph=random_graphs())
+def test_a_random_graph_loses_its_planted_dead_units_and_nothing_else(graph: RandomGraph) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        source, shrunk = Path(folder) / "m.onnx", Path(folder) / "m.shrunk.onnx"
+        onnx.save(graph.model(), source)
+        before = source.read_bytes()
+        result = toolchain.shrink(source, carried=graph.carried)
+        assert source.read_bytes() == before
+        assert_sizes(graph, result)
+        if result.output is None:
+            return
+        assert_equal_outputs(graph, source, shrunk)
+        onnx.checker.check_model(onnx.load(shrunk), full_check=True)
+        assert toolchain.shrink(shrunk, carried=graph.carried).status == "nothing_to_remove"
