@@ -1,8 +1,8 @@
 """Shapes of a graph, inferred from its inputs alone.
 
 ONNX's own inference follows shape arithmetic (`Shape -> Gather -> Concat -> Reshape`) only in newer opsets. Where it
-gives up on a Reshape, the shape's constant pieces still tell the lengths that matter: `Concat(lengths, [width])` has the
-static length `width` at the end, whatever the others are. What is found so is fed back, until nothing new follows.
+gives up on a Reshape, the shape's constant pieces still tell the lengths that matter: `Concat(lengths, [width])` has
+the static length `width` at the end, whatever the others are. What is found so is fed back, until nothing new follows.
 """
 
 from __future__ import annotations
