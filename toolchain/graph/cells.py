@@ -48,12 +48,14 @@ class Space:
 class Read:
     """Cell `reader[i]` needs cell `read[i]`; both have shape `[num_pairs]`.
 
-    With `keeps_zero`, a reader is zero for certain where all that it reads is zero for certain.
+    With `keeps_zero`, a reader is zero for certain where all that it reads is zero for certain; with `absorbs_zero`
+    already where something is.
     """
 
     reader: CellArray
     read: CellArray
     keeps_zero: bool = False
+    absorbs_zero: bool = False
 
     def push(self, demand: BoolArray, nonzero: BoolArray) -> None:
         """Mark what the demanded readers read."""

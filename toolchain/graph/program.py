@@ -126,6 +126,9 @@ def nonzero_cells(program: Program) -> BoolArray:
                 nonzero[statement.reader] = False
         for statement in reads:
             nonzero[statement.reader[nonzero[statement.read] | (not statement.keeps_zero)]] = True
+        for statement in reads:
+            if statement.absorbs_zero:
+                nonzero[statement.reader[~nonzero[statement.read]]] = False
     return nonzero
 
 

@@ -8,6 +8,8 @@ Broadcasting: an operand of length 1 along an axis serves every position of that
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from toolchain.graph.cells import BlockedError, Couple, Read, Space, Statement, Transfer, couple, pairs
@@ -40,7 +42,9 @@ def transfer(node: NodeView) -> Transfer:
     for index in indices:
         operand = node.input(index)
         needed = _needed(node, index, out)
-        statements.append(_read(out, operand, needed, keeps_zero=node.node.op_type in _KEEPS_ZERO))
+        read = _read(out, operand, needed)
+        keeps_zero = node.node.op_type in _KEEPS_ZERO
+        statements.append(replace(read, keeps_zero=keeps_zero, absorbs_zero=node.node.op_type == "Mul"))
         statements += _couple(out, operand)
     if node.has_output(1):  # the mask of Dropout
         statements.insert(0, Couple(a=node.output(1).cells.ravel(), b=out.cells.ravel()))
@@ -83,11 +87,11 @@ def _aligned(out: Space, operand: Space) -> np.ndarray:
     return cells
 
 
-def _read(out: Space, operand: Space, needed: np.ndarray | None, *, keeps_zero: bool) -> Statement:
+def _read(out: Space, operand: Space, needed: np.ndarray | None) -> Read:
     reader, read = np.broadcast_arrays(out.cells, _aligned(out, operand))
     if needed is None or reader.shape != needed.shape:
-        return pairs(reader, read, keeps_zero=keeps_zero)
-    return pairs(reader[needed], read[needed], keeps_zero=keeps_zero)
+        return pairs(reader, read)
+    return pairs(reader[needed], read[needed])
 
 
 def _couple(out: Space, operand: Space) -> list[Couple]:
