@@ -16,7 +16,8 @@ QUANTIZED_LSTM = "DynamicQuantizeLSTM"  # of domain com.microsoft: W [D, input, 
 # Where each operator takes the matrix that it multiplies by.
 _WEIGHTS = {
     "MatMul": (0, 1), "MatMulInteger": (0, 1), "DynamicQuantizeMatMul": (1,), "MatMulIntegerToFloat": (1,),
-    "QLinearMatMul": (3,), "Gemm": (1,), "Conv": (1,), "ConvInteger": (1,), "QLinearConv": (3,), "ConvTranspose": (1,),
+    "QLinearMatMul": (3,), "Gemm": (1,), "Einsum": (0, 1), "Conv": (1,), "ConvInteger": (1,),
+    "QLinearConv": (3,), "ConvTranspose": (1,),
     **dict.fromkeys((*GATES, QUANTIZED_LSTM), (1, 2)),
 }  # fmt: skip
 _STRUCTURE = frozenset({ir.DataType.INT64, ir.DataType.INT32, ir.DataType.BOOL, ir.DataType.STRING})

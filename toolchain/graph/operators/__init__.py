@@ -42,6 +42,8 @@ OPERATORS: dict[str, Operator] = {
     "MatMul": Operator(transfer=linear.matmul, rewrite=linear.rewrite, note="a constant matrix on one side; or two "
                        "computed values, whose summed axis is kept whole"),
     "Gemm": Operator(transfer=linear.gemm, rewrite=linear.rewrite, note="a constant B"),
+    "Einsum": Operator(transfer=linear.einsum, rewrite=linear.rewrite,
+                       note="one axis of a computed value contracted with a constant matrix"),
     "Conv": _CONV,
     "ConvTranspose": _CONV,
     "Transpose": Operator(transfer=movement.transpose, note=_MOVED),
@@ -58,6 +60,7 @@ OPERATORS: dict[str, Operator] = {
     "Gather": Operator(transfer=movement.gather, rewrite=movement.rewrite_gather,
                        note="an embedding table by columns; constant indices; others keep the gathered axis"),
     "Expand": Operator(transfer=movement.expand, rewrite=movement.rewrite_expand, note="repeated positions are free"),
+    "Tile": Operator(transfer=movement.tile, note="constant repeats; every copy is cut alike"),
     "ConstantOfShape": Operator(transfer=movement.constant_of_shape, rewrite=movement.rewrite_constant_of_shape,
                                 note="a constant width"),
     "Shape": Operator(transfer=movement.shape, note="lengths that are not cut"),

@@ -1,4 +1,4 @@
-"""Contractions with a constant matrix: MatMul, Gemm, Conv, ConvTranspose, and the embedding table.
+"""Contractions with a constant matrix: MatMul, Gemm, Einsum, Conv, ConvTranspose, and the embedding table.
 
     z[.., n] = sum_k x[.., k] W[k, n] + b[n]     row k is read by column n where W[k, n] is not zero
     z[.., e] = table[index[..], e]               column e of the table is needed where z is; no input is cut
@@ -29,7 +29,7 @@ from toolchain.graph.nodes import MAX_CELLS, NodeView
 
 def is_linear(node: ir.Node) -> bool:
     """Tell whether a node multiplies by a constant matrix, or looks up a constant table."""
-    places = {"MatMul": (0, 1), "Gemm": (1,), "Conv": (1,), "ConvTranspose": (1,), "Gather": (0,)}
+    places = {"MatMul": (0, 1), "Einsum": (0, 1), "Gemm": (1,), "Conv": (1,), "ConvTranspose": (1,), "Gather": (0,)}
     weights = [node.inputs[place] for place in places.get(node.op_type, ())]
     return any(value is not None and value.const_value is not None and len(value.const_value.shape) > 1
                for value in weights)  # fmt: skip
@@ -51,6 +51,37 @@ def gemm(node: NodeView) -> Transfer:
     W = node.weights(1)
     W = W.T if node.attribute("transB", 0) else W
     return _contraction(node, data=0, axis=0 if node.attribute("transA", 0) else 1, weights=W != 0, bias=2)
+
+
+def einsum(node: NodeView) -> Transfer:
+    """Describe an equation that contracts one axis of a computed value with a constant matrix: `btk,kn->btn`."""
+    x, matrix, summed, out = _contracted(node)
+    W = node.weights(matrix)
+    (new,) = set(_subscripts(node)[0][matrix]) - {summed}
+    weights = W if _subscripts(node)[0][matrix].startswith(summed) else W.T
+    return _contraction(node, data=1 - matrix, axis=x.index(summed), weights=weights != 0, out_axis=out.index(new))
+
+
+def _contracted(node: NodeView) -> tuple[str, int, str, str]:
+    """Return the value's subscripts, which operand is the matrix, the summed subscript, and the output's subscripts."""
+    operands, out = _subscripts(node)
+    constants = [index for index in range(len(operands)) if node.constant(index) is not None]
+    if len(operands) != 2 or len(constants) != 1:
+        raise BlockedError("it is not a product of one computed value and one constant")
+    (matrix,) = constants
+    x, W = operands[1 - matrix], operands[matrix]
+    summed, new = set(W) & set(x), set(W) - set(x)
+    plain = len(W) == 2 and len(summed) == len(new) == 1 and not summed & set(out) and "." not in x + W + out
+    if not plain or [s for s in x if s not in summed] != [s for s in out if s not in new] or len(set(x)) < len(x):
+        raise BlockedError("its equation is not a contraction of one axis with a matrix")
+    return x, matrix, summed.pop(), out
+
+
+def _subscripts(node: NodeView) -> tuple[list[str], str]:
+    operands, arrow, out = str(node.attribute("equation")).replace(" ", "").partition("->")
+    if not arrow:
+        raise BlockedError("its equation does not name its output")
+    return operands.split(","), out
 
 
 def conv(node: NodeView) -> Transfer:
@@ -153,6 +184,12 @@ def rewrite(node: NodeView, neurons: dict[str, Space], kept: Kept, edits: Edits)
     """Slice the matrix of a contraction; a bias is sliced with every other constant operand."""
     rows, columns = kept.table(neurons["rows"]), kept.table(neurons["columns"])
     op_type = node.node.op_type
+    if op_type == "Einsum":
+        _, matrix, summed, _ = _contracted(node)
+        by_rows = _subscripts(node)[0][matrix].startswith(summed)
+        first, second = (rows, columns) if by_rows else (columns, rows)
+        edits.put(node.node, matrix, node.weights(matrix)[first][:, second])
+        return
     on_the_left = op_type == "MatMul" and node.constant(1) is None
     index = 0 if on_the_left else 1
     transposed = on_the_left or op_type == "Conv" or (op_type == "Gemm" and bool(node.attribute("transB", 0)))

@@ -1,6 +1,6 @@
 """Operators that only move positions: what leaves at one place came in at another, so cells are moved as data would be.
 
-    Transpose, Squeeze, Unsqueeze, Reshape, Flatten, Slice, Split, Concat, Pad, Gather, Expand, Shape
+    Transpose, Squeeze, Unsqueeze, Reshape, Flatten, Slice, Split, Concat, Pad, Gather, Expand, Tile, Shape
 
 Rewriting updates the constants that mention a width: shapes, bounds, sizes, indices.
 """
@@ -130,6 +130,16 @@ def expand(node: NodeView) -> Transfer:
 def rewrite_expand(node: NodeView, neurons: Neurons, kept: Kept, edits: Edits) -> None:
     """Put the new widths into the shape."""
     edit_shape(node, 1, node.output(0), kept, edits)
+
+
+def tile(node: NodeView) -> Transfer:
+    """Describe Tile with constant repeats: every copy of a position is that position."""
+    x, out = node.input(0), node.output(0)
+    repeats = [1 if dynamic else int(count) for count, dynamic in zip(node.weights(1), x.dynamic, strict=True)]
+    cells = np.tile(x.cells, repeats)
+    if cells.shape != out.shape:
+        raise BlockedError("the shapes around it do not agree")
+    return Transfer(statements=moved(out.cells, cells))
 
 
 def slice_(node: NodeView) -> Transfer:
