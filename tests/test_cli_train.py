@@ -100,11 +100,13 @@ def test_an_interrupted_run_says_how_to_go_on_and_ends_with_the_same_numbers(fol
 
 
 def test_two_processes_reach_the_perplexity_of_one(folder):
-    launch = ("accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1",
+    # `--cpu` would start one process only; `--multi_gpu` means "several on this machine", GPUs or not.
+    launch = ("accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1",
               "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0", "-m")  # fmt: skip
     process = start("small.toml", "--text", "words.txt", "--name", "two", launcher=launch)
     out, err = process.communicate()
     assert process.returncode == 0, err
+    assert "in 2 processes" in out
     assert out.count("next: toolchain shrink") == 1
     assert invoke("small.toml", "--text", "words.txt", "--name", "one").exit_code == 0
     one, two = (float(metrics(name)[-1]["valid_perplexity"]) for name in ("one", "two"))
