@@ -119,25 +119,6 @@ def allowed_cpus() -> list[int]:
     return list(range(os.cpu_count() or 1))
 
 
-def busy_cpus(interval_s: float = 0.2, read: Callable[[str], str | None] = lambda path: _read(path)) -> float | None:
-    """Return how many CPUs other programs keep busy just now; None where the system does not say.
-
-    The load average would remember a training that ended a minute ago.
-    """
-
-    def spent() -> tuple[int, int] | None:  # ticks of all CPUs: in all, and idle
-        first_line = (read("/proc/stat") or "").partition("\n")[0].split()
-        ticks = [int(number) for number in first_line[1:9]]  # user nice system idle iowait irq softirq steal
-        return (sum(ticks), ticks[3] + ticks[4]) if len(ticks) == 8 else None
-
-    before = spent()
-    time.sleep(interval_s)
-    after = spent()
-    if before is None or after is None or after[0] == before[0]:
-        return None
-    return (os.cpu_count() or 1) * (1 - (after[1] - before[1]) / (after[0] - before[0]))
-
-
 def _read(path: str) -> str | None:
     try:
         with open(path, encoding="utf-8", errors="replace") as file:

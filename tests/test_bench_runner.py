@@ -191,10 +191,3 @@ def children():
     """Return the workers that this process started and that are still there."""
     stats = [stat.read_text().rpartition(")")[2].split() for stat in Path("/proc").glob("[0-9]*/stat")]
     return [fields for fields in stats if fields[1] == str(os.getpid())]
-
-
-def test_busy_cpus_are_those_that_were_not_idle_in_between() -> None:
-    lines = iter(["cpu  100 0 50 800 50 0 0 0 0 0\ncpu0 1 2", "cpu  160 0 70 880 90 0 0 0 0 0\ncpu0 1 2"])
-    busy = runner.busy_cpus(0.0, lambda path: next(lines))
-    assert busy == pytest.approx((os.cpu_count() or 1) * 80 / 200)  # 80 of 200 ticks
-    assert runner.busy_cpus(0.0, lambda path: None) is None

@@ -115,7 +115,7 @@ def _warn_about_cpus(threads: int) -> None:
     cpus = len(runner.allowed_cpus())
     if threads > cpus:
         click.echo(f"warning: {threads} threads on {cpus} CPUs wait for each other. Use --threads {cpus}.", err=True)
-    busy = runner.busy_cpus()
+    busy = importlib.import_module("toolchain.bench.busy").busy_cpus()
     if busy is not None and busy > cpus - max(threads, 0.5):
         click.echo(
             f"warning: {busy:.1f} CPUs of {cpus} are busy with other programs. Intervals will be wide; close them, or "
