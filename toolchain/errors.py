@@ -8,6 +8,8 @@
     |-- RecipeError          a recipe has an unknown key, a wrong type, or a value out of range
     |-- DatasetError         a data set is missing, damaged, or too small
     |-- TrainingError        a run cannot start, resume, or go on
+    |-- CalibrationError     calibration samples do not fit the model
+    |-- SelectionError       a size or error target cannot be met
     |-- BenchError           a model cannot be measured as asked
     `-- MissingExtraError    an optional dependency is not installed
 
@@ -47,6 +49,14 @@ class DatasetError(ToolchainError):
 
 class TrainingError(ToolchainError):
     """A training run cannot start, resume, or go on."""
+
+
+class CalibrationError(ToolchainError):
+    """Calibration samples cannot be read, or do not fit the model."""
+
+
+class SelectionError(ToolchainError):
+    """A target for the size, the latency or the error of the model cannot be met."""
 
 
 class BenchError(ToolchainError):

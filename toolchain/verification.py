@@ -166,7 +166,7 @@ def _case_feeds(interface: ModelInterface, case: Case, carried: Sequence[StatePa
     calls = []
     for _ in range(case.calls):
         feeds = plan_feeds(interface, steps=case.steps, batch=case.batch)
-        calls.append({feed.name: _array(feed, rng, case.random_state and _is_state(interface, feed, states))
+        calls.append({feed.name: feed_array(feed, rng, random_state=case.random_state and _is_state(interface, feed, states))
                       for feed in feeds})  # fmt: skip
     return calls
 
@@ -175,7 +175,8 @@ def _is_state(interface: ModelInterface, feed: Feed, states: set[str]) -> bool:
     return feed.name in states or any(i.name == feed.name and i.role == "state" for i in interface.inputs)
 
 
-def _array(feed: Feed, rng: np.random.Generator, random_state: bool) -> npt.NDArray[Any]:
+def feed_array(feed: Feed, rng: np.random.Generator, *, random_state: bool = False) -> npt.NDArray[Any]:
+    """Return random contents for one input; states are zero unless asked otherwise."""
     if feed.kind == "ids":
         return rng.integers(0, feed.value, feed.shape).astype(feed.dtype)
     if feed.kind == "normal":

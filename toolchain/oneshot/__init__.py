@@ -1,0 +1,1 @@
+"""One-shot: choose living neurons to give up, and let those that stay say what the others said."""

@@ -1,0 +1,232 @@
+"""The stage `select`: what every group of neurons could give up and at which error, then how many each does.
+
+analyse   one run over the samples; for each group an order, a loss curve, and the output error at a few points
+choose    counts for a target                                                        (pure; see `allocation`)
+commit    group by group from the input on: watch again, order again, zero and fold  (changes the model)
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import onnx_ir as ir
+
+from toolchain.errors import SelectionError
+from toolchain.graph.costs import multiply_adds, parameters
+from toolchain.graph.loading import save_model
+from toolchain.interface import ModelInterface
+from toolchain.oneshot.allocation import Counts, Curve, descend, predicted_error, scaled_curve
+from toolchain.oneshot.calibration import Arrays, Calibration, limited, run_calls, split
+from toolchain.oneshot.compensation import give_up
+from toolchain.oneshot.criteria import order_of
+from toolchain.oneshot.elimination import Elimination
+from toolchain.oneshot.matrices import Source
+from toolchain.oneshot.moments import Moments, watch
+from toolchain.oneshot.output_error import Kind, compare, output_kinds
+from toolchain.oneshot.sizes import SizeModel, size_model
+from toolchain.oneshot.survey import Survey, survey
+from toolchain.runtime import open_session
+
+Progress = Callable[[str], None]
+StatePair = tuple[str, str]
+POINTS = (0.25, 0.5, 0.75, 0.95)  # of a group's candidates: where the output error is measured
+ROUNDING = 1e-9
+PROBE_CALLS = 20  # enough to rank groups; the reported error uses every held-out call
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """How much: `value` is a share for ratio, a number of parameters or multiply-adds, seconds, or an error."""
+
+    kind: Literal["ratio", "parameters", "multiply_adds", "latency", "error"]
+    value: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Method:
+    """How to choose: a criterion, whether to fold, and the seed of `random`."""
+
+    criterion: str = "reconstruct"
+    compensate: bool = True
+    seed: int = 0
+    threads: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Probe:
+    """Samples, what the original says to each call, and how that is compared."""
+
+    calibration: Calibration
+    expected: tuple[Arrays, ...]
+    kinds: Mapping[str, Kind]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GroupAnalysis:
+    """What one group could give up: the order, and the output error measured after so many."""
+
+    nodes: tuple[str, ...]
+    recurrent: bool
+    size: int
+    sides: int
+    elimination: Elimination
+    measured: tuple[tuple[int, float], ...]
+    curve: Curve
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Analysis:
+    """Every group of a model, its costs, and what both were measured on."""
+
+    method: Method
+    carried: tuple[StatePair, ...]
+    fit: Calibration
+    held_out: Probe
+    groups: tuple[GroupAnalysis, ...]
+    sizes: SizeModel
+
+
+def analyse(
+    model: ir.Model,
+    interface: ModelInterface,
+    calibration: Calibration,
+    method: Method,
+    progress: Progress = lambda stage: None,
+) -> Analysis:
+    """Analyse a normalised model; its weights are not changed.
+
+    Raises:
+        SelectionError: no neuron can be given up.
+        CalibrationError: the model fails on a sample.
+    """
+    fit, held_out = split(calibration)
+    surveyed = survey(model, calibration.carried)
+    if not surveyed.groups:
+        raise SelectionError(
+            "the model: no hidden unit can be given up; expected one that only matrices read. See what holds them with "
+            "`toolchain shrink MODEL --dry-run --explain`."
+        )
+    progress("watching the neurons on the samples")
+    readers = {id(m): m for group in surveyed.groups for m in surveyed.readers(group)}
+    moments = watch(model, tuple(readers.values()), fit, threads=method.threads)
+    kinds = output_kinds(model.graph, interface, calibration.carried)
+    probe, unseen = (Probe(calibration=calls, expected=tuple(outputs_of(model, calls, kinds, method.threads)),
+                           kinds=kinds) for calls in (limited(fit, PROBE_CALLS), held_out))  # fmt: skip
+    groups = []
+    for number, group in enumerate(surveyed.groups):
+        progress(f"measuring what {', '.join(group.nodes)} can give up")
+        elimination = order_of(group, surveyed.readers(group), surveyed.labels, moments, criterion=method.criterion,
+                               seed=method.seed)  # fmt: skip
+        measured = _measured(surveyed, number, elimination, moments, probe, method)
+        groups.append(
+            GroupAnalysis(nodes=group.nodes, recurrent=group.recurrent, size=group.size, sides=group.directions,
+                          elimination=elimination, measured=measured,
+                          curve=scaled_curve(elimination.losses, measured))
+        )  # fmt: skip
+    sizes = size_model(surveyed.program, surveyed.matrices, surveyed.labels, surveyed.groups,
+                       multiply_adds=multiply_adds(model.graph), parameters=parameters(model.graph))  # fmt: skip
+    return Analysis(method=method, carried=calibration.carried, fit=fit, held_out=unseen, groups=tuple(groups),
+                    sizes=sizes)  # fmt: skip
+
+
+def _measured(
+    surveyed: Survey,
+    number: int,
+    elimination: Elimination,
+    moments: Mapping[Source, Moments],
+    probe: Probe,
+    method: Method,
+) -> tuple[tuple[int, float], ...]:
+    """Return the output error at `POINTS`, everything else whole."""
+    counts = sorted({round(point * elimination.order.size) for point in POINTS} - {0})
+    found = []
+    for count in counts:
+        trial = survey(surveyed.model.clone(), probe.calibration.carried)
+        group = trial.groups[number]
+        removed = group.candidates[elimination.order[:count]]
+        give_up(trial.model.graph, trial.readers(group), trial.labels, removed, moments, compensate=method.compensate)
+        found.append((count, error_of(trial.model, probe, method.threads)))
+    return tuple(found)
+
+
+def choose(analysis: Analysis, target: Target, seconds: Callable[[Counts], float] | None = None) -> Counts:
+    """Return how many candidates each group gives up.
+
+    Args:
+        analysis: of the model.
+        target: what to reach; only hidden units are given up for a ratio. An error is the predicted one.
+        seconds: predicts the latency at given counts, for a latency target.
+
+    Raises:
+        SelectionError: the target cannot be met; names the best that can be.
+    """
+    curves = [
+        group.curve if group.recurrent or target.kind != "ratio" else Curve(errors=np.zeros(1))
+        for group in analysis.groups
+    ]
+    cost = seconds if seconds is not None else analysis.sizes.cost(target.kind)
+    limit = 1 - target.value + ROUNDING if target.kind == "ratio" else target.value
+    counts: Counts = ()
+    for after in descend(curves, [group.sides for group in analysis.groups], cost):
+        if target.kind == "error" and counts and predicted_error(curves, after) > target.value:
+            return counts
+        counts = after
+        if target.kind != "error" and cost(counts) <= limit:
+            return counts
+    if target.kind == "error":
+        return counts
+    best = 1 - cost(counts) if target.kind == "ratio" else cost(counts)
+    raise SelectionError(
+        f"target {target.kind} {target.value:g}: cannot be met, because a unit of each layer stays and what is not "
+        f"understood is left whole; expected at {'most' if target.kind == 'ratio' else 'least'} {best:.6g}. "
+        "Ask for that."
+    )
+
+
+def commit(model: ir.Model, analysis: Analysis, counts: Counts, progress: Progress = lambda stage: None) -> None:
+    """Give neurons up in the model itself, from the input on, watching again what lower layers have changed."""
+    method = analysis.method
+    surveyed = survey(model, analysis.carried)
+    for number, (group, count) in enumerate(zip(surveyed.groups, counts, strict=True)):
+        if not count:
+            continue
+        progress(f"giving up {count} of {', '.join(group.nodes)}")
+        readers = surveyed.readers(group)
+        moments: Mapping[Source, Moments] = {}
+        order = analysis.groups[number].elimination.order
+        if method.compensate or method.criterion == "reconstruct":
+            moments = watch(model, readers, analysis.fit, threads=method.threads)
+        if method.criterion == "reconstruct":
+            order = order_of(group, readers, surveyed.labels, moments, criterion=method.criterion,
+                             seed=method.seed).order  # fmt: skip
+        give_up(model.graph, readers, surveyed.labels, group.candidates[order[:count]], moments,
+                compensate=method.compensate)  # fmt: skip
+
+
+def outputs_of(
+    model: ir.Model, calibration: Calibration, kinds: Mapping[str, Kind], threads: int | None
+) -> list[Arrays]:
+    """Run a model on samples; return the true outputs of every call."""
+    with opened(model, threads) as session:
+        return list(run_calls(session, calibration, list(kinds)))
+
+
+def error_of(model: ir.Model, probe: Probe, threads: int | None) -> float:
+    """Return the relative error of a model's outputs on samples."""
+    with opened(model, threads) as session:
+        return compare(probe.expected, session, probe.calibration, probe.kinds)
+
+
+@contextmanager
+def opened(model: ir.Model, threads: int | None) -> Iterator[Any]:
+    """Open a model in memory in ONNX Runtime, by way of a file."""
+    with tempfile.TemporaryDirectory(prefix="toolchain-") as folder:
+        path = Path(folder) / "model.onnx"
+        save_model(model, path)
+        yield open_session(path, threads=threads)
