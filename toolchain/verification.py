@@ -166,8 +166,8 @@ def _case_feeds(interface: ModelInterface, case: Case, carried: Sequence[StatePa
     calls = []
     for _ in range(case.calls):
         feeds = plan_feeds(interface, steps=case.steps, batch=case.batch)
-        calls.append({feed.name: feed_array(feed, rng, random_state=case.random_state and _is_state(interface, feed, states))
-                      for feed in feeds})  # fmt: skip
+        random = {feed.name for feed in feeds if case.random_state and _is_state(interface, feed, states)}
+        calls.append({feed.name: feed_array(feed, rng, random_state=feed.name in random) for feed in feeds})
     return calls
 
 

@@ -36,7 +36,7 @@ from toolchain.runtime import open_session
 Progress = Callable[[str], None]
 StatePair = tuple[str, str]
 POINTS = (0.25, 0.5, 0.75, 0.95)  # of a group's candidates: where the output error is measured
-ROUNDING = 1e-9
+ROUNDING = 1e-9  # of a share computed from whole units
 PROBE_CALLS = 20  # enough to rank groups; the reported error uses every held-out call
 
 

@@ -132,5 +132,6 @@ def _table(
     node: NodeView, transfer: Transfer, labels: CellArray, membership: npt.NDArray[np.intp], num_groups: int
 ) -> _Product:
     rows, columns = node.weights(0).shape
+    shares = _shares(transfer.neurons["columns"].cells, labels, membership, num_groups)
     return _Product(rows=rows, columns=columns, multiplies=False, row_shares=np.zeros(num_groups),
-                    column_shares=_shares(transfer.neurons["columns"].cells, labels, membership, num_groups))  # fmt: skip
+                    column_shares=shares)  # fmt: skip
