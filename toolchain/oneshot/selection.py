@@ -29,6 +29,7 @@ from toolchain.oneshot.elimination import Elimination
 from toolchain.oneshot.matrices import Source
 from toolchain.oneshot.moments import Moments, watch
 from toolchain.oneshot.output_error import Kind, compare, output_kinds
+from toolchain.oneshot.rotation import rotate_tables
 from toolchain.oneshot.sizes import SizeModel, size_model
 from toolchain.oneshot.survey import Survey, survey
 from toolchain.runtime import open_session
@@ -98,8 +99,13 @@ def analyse(
     calibration: Calibration,
     method: Method,
     progress: Progress = lambda stage: None,
+    *,
+    tables: bool = True,
 ) -> Analysis:
-    """Analyse a normalised model; its weights are not changed.
+    """Analyse a normalised model.
+
+    With `tables`, embedding tables are rotated (see `rotation`), which changes the model by rounding only; nothing else
+    is changed.
 
     Raises:
         SelectionError: no neuron can be given up.
@@ -112,6 +118,8 @@ def analyse(
             "the model: no hidden unit can be given up; expected one that only matrices read. See what holds them with "
             "`toolchain shrink MODEL --dry-run --explain`."
         )
+    if tables:
+        rotate_tables(surveyed, fit, threads=method.threads)
     progress("watching the neurons on the samples")
     readers = {id(m): m for group in surveyed.groups for m in surveyed.readers(group)}
     moments = watch(model, tuple(readers.values()), fit, threads=method.threads)
