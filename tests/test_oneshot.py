@@ -60,7 +60,8 @@ def stacked(
     elif reader == "Gemm":
         constants |= {"head": head.T.copy(), "bias": np.ones(3, np.float32), "flat": np.array([-1, input_size])}
         nodes += [helper.make_node("Reshape", ["a", "flat"], ["rows"]),
-                  helper.make_node("Gemm", ["rows", "head", "bias"], ["Z"], name="head", transB=1, alpha=2.0, beta=0.5)]  # fmt: skip
+                  helper.make_node("Gemm", ["rows", "head", "bias"], ["Z"], name="head", transB=1, alpha=2.0,
+                                   beta=0.5)]  # fmt: skip
     elif reader == "Conv":
         constants["head"] = head.T[:, :, None].copy()
         nodes += [helper.make_node("Transpose", ["a"], ["channels"], perm=[1, 2, 0]),
@@ -74,7 +75,7 @@ def stacked(
 
 
 def pruned(path: Path, *, target: Target, **method: object) -> tuple[Analysis, list[tuple[int, int]], float]:
-    """Prune with random samples; return the analysis, the sizes that the surgery would leave, and the held-out error."""
+    """Prune with random samples; return the analysis, the sizes after surgery, and the held-out error."""
     model, interface = load_model(path)
     graph_model = normalise(model).model
     calibration = random_calibration(interface, interface.carried)

@@ -1,6 +1,6 @@
 """The stage `shrink`: one ONNX file in, a smaller one out, proven equal before it gets its name.
 
-load -> normalise -> plan: demand, layout -> apply: rewrite -> verify -> rename
+load -> normalise -> (prune) -> plan: demand, layout -> apply: rewrite -> verify -> rename
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from toolchain.graph.program import StatePair
 from toolchain.graph.surgery import Blocker, NodeChange, SurgeryPlan, apply_surgery, plan_surgery
 from toolchain.graph.unrolled import Unrolled, find_unrolled
 from toolchain.interface import ModelInterface, read_interface
+from toolchain.oneshot.pruning import Pruning, PruningReport, analyse_for, prune
 from toolchain.verification import Parity, verify
 
 SCHEMA = 1
@@ -59,6 +60,7 @@ class ShrinkResult:
         not_simplified: why onnxsim could not run; None when it did.
         left_whole: recurrent nodes that are not among `nodes`, and why.
         unrolled: recurrences that no recurrent operator computes, none of whose units can be cut.
+    pruned: what living neurons were given up, None where none were to be.
         explanations: one for each of `nodes`, where they were asked for.
     """
 
@@ -76,6 +78,7 @@ class ShrinkResult:
     left_whole: tuple[Blocker, ...]
     unrolled: tuple[Unrolled, ...]
     explanations: tuple[NodeExplanation, ...]
+    pruned: PruningReport | None
 
     def to_json(self) -> dict[str, Any]:
         """Return the result as plain data, by the schema in docs/shrink.md."""
@@ -104,6 +107,7 @@ class ShrinkResult:
             "left_whole": [asdict(blocker) for blocker in self.left_whole],
             "unrolled": [asdict(recurrence) for recurrence in self.unrolled],
             "explanations": [asdict(explanation) for explanation in self.explanations],
+            "pruned": None if self.pruned is None else asdict(self.pruned),
         }
 
 
@@ -120,6 +124,7 @@ class _Decision:
     left_whole: tuple[Blocker, ...]
     unrolled: tuple[Unrolled, ...]
     explanations: tuple[NodeExplanation, ...]
+    pruned: PruningReport | None
     before: Sizes
 
 
@@ -132,6 +137,7 @@ def shrink(
     dry_run: bool = False,
     masked: str | Path | None = None,
     explained: bool = False,
+    pruning: Pruning | None = None,
     progress: Progress = lambda stage: None,
 ) -> ShrinkResult:
     """Rewrite a model with smaller recurrent tensors.
@@ -145,6 +151,8 @@ def shrink(
         dry_run: decide everything, write nothing.
         masked: also write the model just before the cut: the input's shapes, and what the result is proven equal to.
         explained: also say why each recurrent node keeps what it keeps, which costs a plan per blocker.
+        pruning: give up living neurons first, at the least error of the outputs; the result is then proven equal to the
+            model with those neurons' weights zeroed, and how far that is from `model` is measured.
         progress: called with the name of each step as it begins.
 
     Returns:
@@ -155,18 +163,20 @@ def shrink(
         LayoutError: a recurrent node's tensors disagree.
         ParityError: the result differs; nothing was written.
         OutputError: the result cannot be written.
+        CalibrationError: samples do not fit the model.
+        SelectionError: the target of `pruning` cannot be met.
     """
     with _as_file(model, output) as source:
         target = Path(output) if output is not None else default_output(source)
         mask = None if masked is None else Path(masked)
         _check_targets(source, target, mask)
-        decision = _decide(source, carried, compact_state, explained, progress)
+        decision = _decide(source, carried, compact_state, explained, pruning, progress)
         if not decision.plan.removes_something:
             return _result(decision, "nothing_to_remove", decision.before)
         with ExitStack() as files:  # both files get their names, or neither
-            originals = [decision.interface]
-            if mask is not None and not dry_run:
-                unfinished_mask = files.enter_context(written_whole(mask))
+            originals = [] if decision.pruned else [decision.interface]
+            if (mask is not None or decision.pruned) and not dry_run:
+                unfinished_mask = files.enter_context(written_whole(mask) if mask is not None else _for_a_while())
                 save_model(decision.normalised.model, unfinished_mask)
                 originals.append(read_interface(unfinished_mask))
             progress("rewriting")
@@ -190,7 +200,12 @@ def shrink(
 
 
 def _decide(
-    source: Path, carried: str | Sequence[StatePair] | None, compact_state: bool, explained: bool, progress: Progress
+    source: Path,
+    carried: str | Sequence[StatePair] | None,
+    compact_state: bool,
+    explained: bool,
+    pruning: Pruning | None,
+    progress: Progress,
 ) -> _Decision:
     """Read a model and plan its surgery."""
     progress("reading")
@@ -201,6 +216,11 @@ def _decide(
     progress("deciding")
     graph = normalised.model.graph
     pairs = _carried(graph, interface, carried)
+    before = Sizes(parameters=weights, multiply_adds=multiply_adds(graph), bytes=interface.file_bytes)
+    pruned = None
+    if pruning is not None:
+        analysis = analyse_for(normalised.model, interface, pairs, pruning, progress)
+        pruned = prune(normalised.model, analysis, pruning, progress=progress)
     plan = plan_surgery(graph, carried=pairs, compact_state=compact_state)
     undeclared, undeclared_units = _undeclared(graph, plan, pairs)
     return _Decision(
@@ -213,7 +233,8 @@ def _decide(
         left_whole=left_whole(graph),
         unrolled=find_unrolled(graph),
         explanations=explain(plan) if explained else (),
-        before=Sizes(parameters=weights, multiply_adds=multiply_adds(graph), bytes=interface.file_bytes),
+        pruned=pruned,
+        before=before,
     )
 
 
@@ -235,12 +256,20 @@ def _result(
         left_whole=decision.left_whole,
         unrolled=decision.unrolled,
         explanations=decision.explanations,
+        pruned=decision.pruned,
     )
 
 
 def default_output(source: Path) -> Path:
     """Return the name beside the input: `model.onnx` becomes `model.shrunk.onnx`."""
     return source.with_name(f"{source.name.removesuffix('.onnx')}.shrunk.onnx")
+
+
+@contextmanager
+def _for_a_while() -> Iterator[Path]:
+    """Yield a path in a temporary folder."""
+    with tempfile.TemporaryDirectory(prefix="toolchain-") as folder:
+        yield Path(folder) / "masked.onnx"
 
 
 @contextmanager

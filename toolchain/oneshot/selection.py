@@ -43,7 +43,7 @@ PROBE_CALLS = 20  # enough to rank groups; the reported error uses every held-ou
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
-    """How much: `value` is a share for ratio, a number of parameters or multiply-adds, seconds, or an error."""
+    """How much: a share for ratio, seconds, an error, or parameters and multiply-adds (below 1: a share of them)."""
 
     kind: Literal["ratio", "parameters", "multiply_adds", "latency", "error"]
     value: float
@@ -179,7 +179,7 @@ def choose(analysis: Analysis, target: Target, seconds: Callable[[Counts], float
         for group in analysis.groups
     ]
     cost = seconds if seconds is not None else analysis.sizes.cost(target.kind)
-    limit = 1 - target.value + ROUNDING if target.kind == "ratio" else target.value
+    limit = _limit(target, cost((0,) * len(curves)))
     counts: Counts = ()
     for after in descend(curves, [group.sides for group in analysis.groups], cost):
         if target.kind == "error" and counts and predicted_error(curves, after) > target.value:
@@ -195,6 +195,13 @@ def choose(analysis: Analysis, target: Target, seconds: Callable[[Counts], float
         f"understood is left whole; expected at {'most' if target.kind == 'ratio' else 'least'} {best:.6g}. "
         "Ask for that."
     )
+
+
+def _limit(target: Target, now: float) -> float:
+    """Return what the cost may be at most."""
+    if target.kind == "ratio":
+        return 1 - target.value + ROUNDING
+    return target.value * now if target.kind in ("parameters", "multiply_adds") and target.value < 1 else target.value
 
 
 def commit(model: ir.Model, analysis: Analysis, counts: Counts, progress: Progress = lambda stage: None) -> None:
