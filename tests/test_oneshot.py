@@ -21,7 +21,7 @@ from toolchain.oneshot.calibration import random_calibration
 from toolchain.oneshot.selection import Analysis, Method, Target, analyse, choose, commit, error_of
 
 HIDDEN, INPUT = 12, 5
-EXACT = 1e-4  # what the ridge of the fit leaves of an error that is zero; without folding errors are above 0.05
+EXACT = 1e-3  # what the ridge of the fit leaves of an error that is zero; without folding errors are above 0.05
 
 
 def twin_weights(op_type: str, *, input_size: int, directions: int = 1, seed: int = 0) -> dict[str, np.ndarray]:
@@ -110,7 +110,7 @@ def test_without_folding_the_same_cut_errs(tmp_path: Path, criterion: str) -> No
     path = stacked(tmp_path / "m.onnx", "LSTM")
     _, sizes, error = pruned(path, target=HALF, criterion=criterion, compensate=False)
     assert sum(hidden for _, hidden in sizes) == HIDDEN
-    assert error > 100 * EXACT
+    assert error > 50 * EXACT
 
 
 def test_units_that_a_softmax_reads_are_not_given_up(tmp_path: Path) -> None:
