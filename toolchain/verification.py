@@ -4,13 +4,17 @@ Several lengths times several batch sizes; where state is carried, several calls
 zeros and from a random state. A state's own positions are not compared, because a removed unit has none: what counts is
 every other output, over the calls.
 
+Random inputs may never take a branch of an If. Branches in which something was cut are run by force, in both models,
+with every If around them; `runnable` says beforehand at which of them the original runs at all.
+
 The models are opened one after the other, so memory holds one of them at a time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import tempfile
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from toolchain.errors import ModelFileError, ParityError
+from toolchain.graph.branches import BranchPath, save_switched, switches
 from toolchain.interface import Feed, ModelInterface, plan_feeds, read_interface
 from toolchain.runtime import RUNTIME_ERRORS, first_line, open_session, run
 
@@ -35,12 +40,16 @@ _ABSENT_TOLERANCE = 0.0  # integers and booleans are equal or not
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
-    """One input shape and start: `calls` in a row, with carried state from zeros or from random numbers."""
+    """One input shape and start: `calls` in a row, with carried state from zeros or from random numbers.
+
+    `forced` are the branches taken whatever their conditions say, the outermost first.
+    """
 
     steps: int
     batch: int
     calls: int
     random_state: bool
+    forced: BranchPath = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,6 +76,7 @@ def verify(
     *,
     carried: Sequence[StatePair] = (),
     compact_state: bool = False,
+    forced: Sequence[BranchPath] = (),
     seed: int = 0,
 ) -> Parity:
     """Compare two models.
@@ -76,20 +86,102 @@ def verify(
         candidate: the model to prove equal to it.
         carried: state inputs with the outputs that are fed back into them.
         compact_state: the candidate's state has other shapes, so it always starts from zeros.
+        forced: branches to run as well, whatever their conditions say; each must be `runnable`.
         seed: of the random inputs.
 
     Raises:
-        ParityError: an output differs, in shape, type or value; says which, at which input shape, and by how much.
+        ParityError: an output differs, in shape, type or value, or a forced branch runs in neither model; says which,
+            at which input shape, and by how much.
         ModelFileError: ONNX Runtime refuses a model, or runs the reference at none of the shapes.
     """
     cases = tuple(_cases(reference, carried, compact_state))
     expected = _expected(reference, cases, carried, seed)
+    narrow = read_interface(candidate) if compact_state else None
+    results = _compared(reference, candidate, expected, carried, seed, narrow)
+    if forced:
+        results += _forced_results(reference, candidate, _forced(cases, forced), carried, seed, narrow)
+    return Parity(
+        max_abs_diff=max(result.max_abs_diff for result in results),
+        max_rel_diff=max(result.max_rel_diff for result in results),
+        cases=tuple(results),
+    )
+
+
+def _forced_results(
+    reference: ModelInterface,
+    candidate: Path,
+    cases: Sequence[Case],
+    carried: Sequence[StatePair],
+    seed: int,
+    narrow: ModelInterface | None,
+) -> list[CaseResult]:
+    """Compare copies of both models whose conditions can be set; every forced branch must run somewhere."""
+    paths = {case.forced for case in cases}
+    names = _names(paths)
+    with tempfile.TemporaryDirectory(prefix="toolchain-") as folder:
+        original, cut = Path(folder) / "original.onnx", Path(folder) / "cut.onnx"
+        if not (save_switched(reference.path, original, names) and save_switched(candidate, cut, names)):
+            raise ParityError(_unproven(candidate, paths))
+        expected = _expected(replace(reference, path=original), cases, carried, seed, names)
+        missing = paths - {case.forced for case in expected}
+        if missing:
+            raise ParityError(_unproven(candidate, missing))
+        return _compared(reference, cut, expected, carried, seed, narrow, names)
+
+
+def runnable(
+    reference: ModelInterface, paths: Sequence[BranchPath], *, carried: Sequence[StatePair] = (), seed: int = 0
+) -> frozenset[BranchPath]:
+    """Return the branches that the model runs, when they are forced, at one of the input shapes at least.
+
+    Raises:
+        ModelFileError: ONNX Runtime refuses the model.
+    """
+    names = _names(paths)
+    with tempfile.TemporaryDirectory(prefix="toolchain-") as folder:
+        switched = Path(folder) / "switched.onnx"
+        if not save_switched(reference.path, switched, names):
+            return frozenset()
+        taken = _forced(tuple(_cases(reference, carried, compact_state=False)), paths)
+        try:
+            expected = _expected(replace(reference, path=switched), taken, carried, seed, names)
+        except ModelFileError:
+            open_session(switched)  # refused for good, or only at these inputs?
+            return frozenset()
+    return frozenset(case.forced for case in expected)
+
+
+def _names(paths: Collection[BranchPath]) -> list[str]:
+    return sorted({branch.node for path in paths for branch in path})
+
+
+def _forced(cases: Sequence[Case], paths: Sequence[BranchPath]) -> list[Case]:
+    return [replace(case, forced=path) for path in paths for case in cases]
+
+
+def _unproven(candidate: Path, paths: Collection[BranchPath]) -> str:
+    branches = ", ".join(sorted(str(path[-1]) for path in paths))
+    return (
+        f"{candidate.name}: what was cut in the {branches} could not be run; expected a run of each. Nothing was "
+        "written; please report this model."
+    )
+
+
+def _compared(
+    reference: ModelInterface,
+    candidate: Path,
+    expected: dict[Case, list[Arrays]],
+    carried: Sequence[StatePair],
+    seed: int,
+    narrow: ModelInterface | None,
+    names: Sequence[str] = (),
+) -> list[CaseResult]:
+    """Run a candidate in every case that the reference ran in; `narrow` is its interface where its state is compact."""
     session = _open_candidate(candidate)
     results = []
     for case, calls in expected.items():
-        feeds = _case_feeds(reference, case, carried, seed)
-        if compact_state:
-            narrow = read_interface(candidate)
+        feeds = _case_feeds(reference, case, carried, seed, names)
+        if narrow is not None:
             feeds = [_with_zero_state(feed, narrow, case, carried) for feed in feeds]
         try:
             actual = _run_case(session, feeds, carried)
@@ -100,11 +192,7 @@ def verify(
                 "this model."
             ) from error
         results.append(_compare(case, calls, actual))
-    return Parity(
-        max_abs_diff=max(result.max_abs_diff for result in results),
-        max_rel_diff=max(result.max_rel_diff for result in results),
-        cases=tuple(results),
-    )
+    return results
 
 
 def _open_candidate(candidate: Path) -> Any:
@@ -130,7 +218,11 @@ def _cases(interface: ModelInterface, carried: Sequence[StatePair], compact_stat
 
 
 def _expected(
-    reference: ModelInterface, cases: Sequence[Case], carried: Sequence[StatePair], seed: int
+    reference: ModelInterface,
+    cases: Sequence[Case],
+    carried: Sequence[StatePair],
+    seed: int,
+    names: Sequence[str] = (),
 ) -> dict[Case, list[Arrays]]:
     """Run the reference at every shape it takes; its session is closed before this returns."""
     session = open_session(reference.path)
@@ -139,7 +231,7 @@ def _expected(
     refused = ""
     for case in cases:
         try:
-            calls = _run_case(session, _case_feeds(reference, case, carried, seed), carried)
+            calls = _run_case(session, _case_feeds(reference, case, carried, seed, names), carried)
         except RUNTIME_ERRORS as error:  # a length that this model is not made for
             refused = f"{_where(case)}: {first_line(error)}"
             continue
@@ -159,15 +251,21 @@ def _expected(
     return expected
 
 
-def _case_feeds(interface: ModelInterface, case: Case, carried: Sequence[StatePair], seed: int) -> list[Arrays]:
-    """Build the inputs of every call of a case; the same case always gets the same numbers."""
+def _case_feeds(
+    interface: ModelInterface, case: Case, carried: Sequence[StatePair], seed: int, names: Sequence[str] = ()
+) -> list[Arrays]:
+    """Build the inputs of every call of a case; the same case always gets the same numbers.
+
+    `names` are the If nodes of a model that `save_switched` wrote.
+    """
     rng = np.random.default_rng((seed, case.steps, case.batch, case.random_state))
     states = {name for name, _ in carried}
+    forced = {name: np.array(on) for name, on in switches(names, case.forced).items()}
     calls = []
     for _ in range(case.calls):
         feeds = plan_feeds(interface, steps=case.steps, batch=case.batch)
         calls.append({feed.name: _array(feed, rng, case.random_state and _is_state(interface, feed, states))
-                      for feed in feeds})  # fmt: skip
+                      for feed in feeds} | forced)  # fmt: skip
     return calls
 
 
@@ -246,4 +344,6 @@ def _difference(name: str, reference: npt.NDArray[Any], array: npt.NDArray[Any],
 
 
 def _where(case: Case) -> str:
-    return f"{case.steps} steps x batch {case.batch}" + (" from a random state" if case.random_state else "")
+    start = " from a random state" if case.random_state else ""
+    where = f" in the {case.forced[-1]}" if case.forced else ""
+    return f"{case.steps} steps x batch {case.batch}{start}{where}"

@@ -1,6 +1,6 @@
 """Bring any exporter's graph into the form that the surgery reads, without changing an output bit.
 
-inline      model-local functions become nodes; Constant nodes become initializers
+inline      model-local functions become nodes; Constant nodes become initializers, those of bodies the main graph's
 simplify    onnxsim folds what is constant in the shape arithmetic (large weights are lifted out, so that it is
 quick and never touches them); if it cannot, the graph is used as it is
 fold        chains of constants that end in weights (Slice, Concat, Transpose, Cast, ...) are evaluated
@@ -19,6 +19,7 @@ from onnx.reference import ReferenceEvaluator
 from onnx_ir.passes import common
 
 from toolchain.graph import inference
+from toolchain.graph.subgraphs import give_unique_names, hoist_constants
 from toolchain.recurrent import GATES, slot
 
 # Tensors above this many elements are weights, not shape arithmetic; onnxsim need not see them.
@@ -65,10 +66,16 @@ def with_inferred_shapes(model: ir.Model) -> ir.Model:
     return inferred
 
 
-def _lift_constants(model: ir.Model) -> None:
+def with_own_names(model: ir.Model) -> None:
+    """Inline model-local functions and give every value a name of its own; a model always gets the same names."""
     if model.functions:
         common.InlinePass()(model)
-    common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+    give_unique_names(model)
+
+
+def _lift_constants(model: ir.Model) -> None:
+    with_own_names(model)
+    hoist_constants(model)
     common.RemoveInitializersFromInputsPass()(model)
     model.ir_version = max(model.ir_version or 0, 4)  # before 4 every initializer had to be an input too
 
@@ -91,7 +98,7 @@ def _simplified(model: ir.Model) -> tuple[ir.Model, str | None]:
         problem = " ".join(str(error).split())[:200]
     result = ir.from_proto(inference.with_inferred_shapes(skeleton))
     _return_weights(result.graph, lifted)
-    common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(result)
+    hoist_constants(result)
     result.metadata_props.update(model.metadata_props)
     return result, problem
 
@@ -124,7 +131,7 @@ def _return_weights(graph: ir.Graph, lifted: dict[str, ir.TensorProtocol]) -> No
 
 def _fold_constants(graph: ir.Graph) -> None:
     """Evaluate nodes that move constants into place, so that weights become initializers."""
-    for node in list(graph):
+    for node in list(graph.all_nodes()):
         if node.op_type not in _FOLDED or node.domain or not node.inputs:
             continue
         tensors = [None if value is None else value.const_value for value in node.inputs]
@@ -140,7 +147,8 @@ def _fold_constants(graph: ir.Graph) -> None:
                                 type=ir.TensorType(ir.tensor(array).dtype))  # fmt: skip
             graph.register_initializer(constant)
             value.replace_all_uses_with(constant)
-        graph.remove(node, safe=True)
+        assert node.graph is not None
+        node.graph.remove(node, safe=True)
 
 
 def _evaluate(graph: ir.Graph, node: ir.Node, arrays: list[np.ndarray | None]) -> list[np.ndarray]:
@@ -157,7 +165,7 @@ def _evaluate(graph: ir.Graph, node: ir.Node, arrays: list[np.ndarray | None]) -
 
 
 def _drop_zero_states(graph: ir.Graph) -> None:
-    for node in graph:
+    for node in graph.all_nodes():
         if node.op_type in GATES:
             for name in ("initial_h", "initial_c"):
                 index = slot(name)
