@@ -10,6 +10,7 @@ shapes      stale shapes are forgotten and inferred again
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 
 import numpy as np
@@ -130,7 +131,11 @@ def _return_weights(graph: ir.Graph, lifted: dict[str, ir.TensorProtocol]) -> No
 
 
 def _fold_constants(graph: ir.Graph) -> None:
-    """Evaluate nodes that move constants into place, so that weights become initializers."""
+    """Evaluate nodes that move constants into place, so that weights become initializers.
+
+    Equal results become one: branches that put one weight into place each for itself go on sharing it.
+    """
+    made: dict[tuple[str, tuple[int, ...], bytes], ir.Value] = {}
     for node in list(graph.all_nodes()):
         if node.op_type not in _FOLDED or node.domain or not node.inputs:
             continue
@@ -141,14 +146,21 @@ def _fold_constants(graph: ir.Graph) -> None:
             continue
         arrays = _evaluate(graph, node, [None if tensor is None else tensor.numpy() for tensor in tensors])
         for value, array in zip(node.outputs, arrays, strict=True):
-            value_name = value.name
-            value.name = f"{value_name}_computed"
-            constant = ir.Value(name=value_name, shape=ir.Shape(array.shape), const_value=ir.tensor(array),
-                                type=ir.TensorType(ir.tensor(array).dtype))  # fmt: skip
-            graph.register_initializer(constant)
-            value.replace_all_uses_with(constant)
+            key = (str(array.dtype), array.shape, hashlib.sha256(array.tobytes()).digest())
+            if key not in made:
+                made[key] = _constant(graph, value, array)
+            value.replace_all_uses_with(made[key])
         assert node.graph is not None
         node.graph.remove(node, safe=True)
+
+
+def _constant(graph: ir.Graph, computed: ir.Value, array: np.ndarray) -> ir.Value:
+    """Register an array as an initializer with the name of the value that it takes the place of."""
+    name, tensor = computed.name, ir.tensor(array)
+    computed.name = f"{name}_computed"
+    constant = ir.Value(name=name, shape=ir.Shape(array.shape), const_value=tensor, type=ir.TensorType(tensor.dtype))
+    graph.register_initializer(constant)
+    return constant
 
 
 def _evaluate(graph: ir.Graph, node: ir.Node, arrays: list[np.ndarray | None]) -> list[np.ndarray]:
