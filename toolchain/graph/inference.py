@@ -147,7 +147,8 @@ def _forget(graph: onnx.GraphProto) -> None:
         _forget_shape(value)
     for node in graph.node:
         for body in _bodies(node):
-            for value in body.input:
+            counted = _STATES_FIRST[node.op_type][0] if node.op_type == "Loop" else 0
+            for value in body.input[counted:]:  # a Loop's step and condition are one number each, as declared
                 _forget_shape(value)
             _forget(body)
 
