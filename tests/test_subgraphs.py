@@ -15,7 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 import toolchain
 from toolchain.cli import cli
 from toolchain.errors import ParityError
-from toolchain.graph.branches import Branch
+from toolchain.graph.branches import BODY, ELSE, THEN, Branch
 from toolchain.interface import read_interface
 from toolchain.verification import runnable, verify
 
@@ -157,8 +157,8 @@ def test_nested_ifs_are_cut_and_every_branch_of_them_is_run(tmp_path: Path) -> N
                     flags=("flag", "other"))  # fmt: skip
     result = toolchain.shrink(source)
     assert sizes(result.output) == [(5, LIVE)] * 3
-    yes, no = Branch(node="chosen", taken=True), Branch(node="chosen", taken=False)
-    inside = [Branch(node="chosen_inside", taken=taken) for taken in (True, False)]
+    yes, no = Branch(node="chosen", part=THEN), Branch(node="chosen", part=ELSE)
+    inside = [Branch(node="chosen_inside", part=part) for part in (THEN, ELSE)]
     forced = {case.case.forced for case in result.parity.cases}
     assert forced == {(), (yes,), (no,), (yes, inside[0]), (yes, inside[1])}
     for flag in FLAGS:
@@ -417,23 +417,28 @@ def rated(path: Path) -> Path:
     return save(path, nodes, inputs, [value("Z", ["T", "B", 3])], constants)
 
 
+def with_wrong_weight(path: Path, name: str) -> Path:
+    model = onnx.load(path)
+    (tensor,) = [tensor for tensor in model.graph.initializer if tensor.name == name]
+    array = numpy_helper.to_array(tensor).copy()
+    array[0, 3, 2] += 0.5
+    tensor.CopyFrom(numpy_helper.from_array(array, name))
+    target = path.with_name("wrong.onnx")
+    onnx.save(model, target)
+    return target
+
+
 def test_a_wrong_weight_in_a_branch_that_random_inputs_never_take_is_caught(tmp_path: Path) -> None:
     source = rated(tmp_path / "m.onnx")
     result = toolchain.shrink(source)
     assert sizes(result.output) == [(5, LIVE), (5, LIVE)]
-    wrong = onnx.load(result.output)
-    for tensor in wrong.graph.initializer:
-        if tensor.name == "Rb_kept":
-            array = numpy_helper.to_array(tensor).copy()
-            array[0, 3, 2] += 0.5
-            tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
-    onnx.save(wrong, tmp_path / "wrong.onnx")
+    wrong = with_wrong_weight(result.output, "Rb_kept")
     reference = read_interface(source)
-    never = (Branch(node="chosen", taken=False),)
-    verify(reference, tmp_path / "wrong.onnx")  # without force nobody notices
+    never = (Branch(node="chosen", part=ELSE),)
+    verify(reference, wrong)  # without force nobody notices
     verify(reference, result.output, forced=[never])
     with pytest.raises(ParityError, match=r"output 'Z': differs by .* in the else_branch of 'chosen'; expected at"):
-        verify(reference, tmp_path / "wrong.onnx", forced=[never])
+        verify(reference, wrong, forced=[never])
 
 
 def refusing(path: Path) -> Path:
@@ -458,9 +463,9 @@ def refusing(path: Path) -> Path:
 
 def test_what_lies_in_a_branch_that_cannot_be_run_is_left_whole_and_named(tmp_path: Path) -> None:
     source = refusing(tmp_path / "m.onnx")
-    never = (Branch(node="chosen", taken=False),)
-    assert runnable(read_interface(source), [never, (Branch(node="chosen", taken=True),)]) == {
-        (Branch(node="chosen", taken=True),)
+    never = (Branch(node="chosen", part=ELSE),)
+    assert runnable(read_interface(source), [never, (Branch(node="chosen", part=THEN),)]) == {
+        (Branch(node="chosen", part=THEN),)
     }
     result = toolchain.shrink(source)
     assert result.status == "nothing_to_remove"  # both branches return one tensor, so the other is held as well
@@ -474,10 +479,46 @@ def test_what_lies_in_a_branch_that_cannot_be_run_is_left_whole_and_named(tmp_pa
 def test_a_cut_that_no_run_can_prove_is_refused(tmp_path: Path) -> None:
     source = refusing(tmp_path / "m.onnx")
     with pytest.raises(ParityError, match="what was cut in the else_branch of 'chosen' could not be run; expected a"):
-        verify(read_interface(source), source, forced=[(Branch(node="chosen", taken=False),)])
+        verify(read_interface(source), source, forced=[(Branch(node="chosen", part=ELSE),)])
 
 
-def test_a_model_without_if_is_run_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("by_count", [True, False])
+def test_a_loop_that_random_inputs_never_enter_is_run_all_the_same(by_count: bool, tmp_path: Path) -> None:
+    """It runs no step unless the sample rate is 8000; the wrong weight inside shows only when it is forced to."""
+    source = chunked(tmp_path / "m.onnx", initial="zero")
+    model = onnx.load(source)
+    model.graph.input.append(value("sr", [], TensorProto.INT64))
+    model.graph.initializer.append(constant("rate", np.array(8000)))
+    (loop,) = [node for node in model.graph.node if node.op_type == "Loop"]
+    extra = [helper.make_node("Equal", ["sr", "rate"], ["enter"])]
+    if by_count:
+        extra += [
+            helper.make_node("Cast", ["enter"], ["one_or_none"], to=TensorProto.INT64),
+            helper.make_node("Mul", ["count", "one_or_none"], ["steps"]),
+        ]
+        loop.input[0] = "steps"
+    else:
+        loop.input[1] = "enter"
+    extra.append(helper.make_node("Tanh", ["chunks"], ["beside"]))  # what the model returns when no step runs
+    model.graph.output.append(value("beside", ["C", "T", "B", 5]))
+    nodes = [*model.graph.node]
+    place = nodes.index(loop)
+    del model.graph.node[:]
+    model.graph.node.extend([*nodes[:place], *extra, *nodes[place:]])
+    onnx.save(model, source)
+    result = toolchain.shrink(source)
+    assert sizes(result.output) == [(5, LIVE)]
+    inside = (Branch(node="h_last", part=BODY),)
+    assert {case.case.forced for case in result.parity.cases} == {(), inside}
+    feeds = {"chunks": sequence(3, 4, 2, 5), "sr": np.array(8000)}
+    assert_equal(source, result.output, feeds)
+    wrong = with_wrong_weight(result.output, "R_kept")
+    verify(read_interface(source), wrong)
+    with pytest.raises(ParityError, match=r"differs by .* in the body of 'h_last'"):
+        verify(read_interface(source), wrong, forced=[inside])
+
+
+def test_a_model_without_if_or_loop_is_run_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*arguments: object) -> None:
         raise AssertionError("no branch needs to be run")
 

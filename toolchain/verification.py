@@ -4,8 +4,9 @@ Several lengths times several batch sizes; where state is carried, several calls
 zeros and from a random state. A state's own positions are not compared, because a removed unit has none: what counts is
 every other output, over the calls.
 
-Random inputs may never take a branch of an If. Branches in which something was cut are run by force, in both models,
-with every If around them; `runnable` says beforehand at which of them the original runs at all.
+Random inputs may never take a branch of an If, or enter a Loop. Branches and bodies in which something was cut are run
+by force, in both models, with all that is around them; `runnable` says beforehand which of them the original runs at
+all.
 
 The models are opened one after the other, so memory holds one of them at a time.
 """
@@ -133,16 +134,15 @@ def _forced_results(
 def runnable(
     reference: ModelInterface, paths: Sequence[BranchPath], *, carried: Sequence[StatePair] = (), seed: int = 0
 ) -> frozenset[BranchPath]:
-    """Return the branches that the model runs, when they are forced, at one of the input shapes at least.
-
-    Raises:
-        ModelFileError: ONNX Runtime refuses the model.
-    """
+    """Return the branches that the model runs, when they are forced, at one of the input shapes at least."""
     with tempfile.TemporaryDirectory(prefix="toolchain-") as folder:
         switched = Path(folder) / "switched.onnx"
         if not save_switched(reference.path, switched, _names(paths)):
             return frozenset()
-        expected = _expected(replace(reference, path=switched), carried, False, seed, paths)
+        try:
+            expected = _expected(replace(reference, path=switched), carried, False, seed, paths)
+        except ModelFileError:  # ONNX Runtime does not take the model
+            return frozenset()
     return frozenset(case.forced for case in expected)
 
 

@@ -1,9 +1,10 @@
-"""The branches of If nodes: which of them a plan changes, and models whose conditions a caller can set.
+"""The branches of If and the bodies of Loop: which of them a plan changes, and models that can be made to run them.
 
-Random inputs may never take a branch, and a cut in a branch that never ran is not proven. So both models get, for each
-If in question, two more inputs, and its condition becomes
+Random inputs may never take a branch or enter a loop, and a cut in what never ran is not proven. So both models get,
+for each node in question, two more inputs, and
 
-    condition' = (forced and taken) or (not forced and condition)
+    If      condition' = (forced and taken) or (not forced and condition)
+    Loop    condition' = forced or condition;   count' = 1 if forced and count < 1 else count
 
 Nodes are told apart by the name of their first output, which the surgery does not change.
 """
@@ -20,19 +21,21 @@ from toolchain.graph.loading import load_model
 from toolchain.graph.normalise import with_own_names
 from toolchain.graph.surgery import SurgeryPlan, touched
 
-_TAKEN = {"then_branch": True, "else_branch": False}
+THEN, ELSE, BODY = "then_branch", "else_branch", "body"
+_PARTS = {"If": (THEN, ELSE), "Loop": (BODY,)}
+_WHERE_OPSET = 9  # what a Loop's switch is made of exists from here on
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Branch:
-    """One side of an If: the name of its first output, and the condition under which it runs."""
+    """A graph that its node may run or not: the name of the node's first output, and of the graph's attribute."""
 
     node: str
-    taken: bool
+    part: str
 
     def __str__(self) -> str:
         """Return the branch as a user may find it in the graph."""
-        return f"{'then' if self.taken else 'else'}_branch of {self.node!r}"
+        return f"{self.part} of {self.node!r}"
 
 
 BranchPath = tuple[Branch, ...]  # a branch after those that it lies inside of, the outermost first
@@ -59,8 +62,8 @@ def changed_branches(plan: SurgeryPlan) -> tuple[ChangedBranch, ...]:
 def _branches(graph: ir.Graph, path: BranchPath) -> Iterator[ChangedBranch]:
     for node in graph:
         for name, attribute in node.attributes.items():
-            if node.op_type == "If" and name in _TAKEN:
-                inside = (*path, Branch(node=str(node.outputs[0].name), taken=_TAKEN[name]))
+            if name in _PARTS.get(node.op_type, ()):
+                inside = (*path, Branch(node=str(node.outputs[0].name), part=name))
                 yield ChangedBranch(path=inside, graph=attribute.as_graph())
                 yield from _branches(attribute.as_graph(), inside)
             elif attribute.type == ir.AttributeType.GRAPH:
@@ -69,42 +72,58 @@ def _branches(graph: ir.Graph, path: BranchPath) -> Iterator[ChangedBranch]:
 
 def switches(names: Sequence[str], path: BranchPath) -> dict[str, bool]:
     """Return what the added inputs must hold for `path` to be taken; other conditions stay the model's own."""
-    taken = {branch.node: branch.taken for branch in path}
-    return {
-        f"{name}.{part}": on
-        for name in names
-        for part, on in (("forced", name in taken), ("taken", taken.get(name, False)))
-    }
+    parts = {branch.node: branch.part for branch in path}
+    forced = {f"{name}.forced": name in parts for name in names}
+    return forced | {f"{name}.taken": parts.get(name) == THEN for name in names}
 
 
 def save_switched(source: Path, target: Path, names: Sequence[str]) -> bool:
-    """Write a model whose conditions can be set from outside; tell whether it has all of those If nodes.
+    """Write a model that can be made to take branches; tell whether it has all of those nodes.
 
     Its weights lie beside it.
     """
     model, _ = load_model(source)
     with_own_names(model)
-    found = {str(node.outputs[0].name): node for node in model.graph.all_nodes() if node.op_type == "If"}
-    if not set(names) <= set(found):
+    found = {str(node.outputs[0].name): node for node in model.graph.all_nodes() if node.op_type in _PARTS}
+    old = model.graph.opset_imports.get("", 1) < _WHERE_OPSET
+    if not set(names) <= set(found) or (old and any(found[name].op_type == "Loop" for name in names)):
         return False
+    boolean = ir.TensorType(ir.DataType.BOOL)
     for name in names:
-        _add_switch(model.graph, found[name], name)
+        parts = (f"{name}.forced", f"{name}.taken")
+        forced, taken = (ir.Value(name=part, shape=ir.Shape([]), type=boolean) for part in parts)
+        model.graph.inputs.extend([forced, taken])
+        if found[name].op_type == "If":
+            _switch_if(found[name], forced, taken)
+        else:
+            _switch_loop(found[name], forced)
     ir.save(model, target, external_data=f"{target.name}.weights")
     return True
 
 
-def _add_switch(graph: ir.Graph, node: ir.Node, name: str) -> None:
-    boolean = ir.TensorType(ir.DataType.BOOL)
-    forced, taken = (ir.Value(name=f"{name}.{part}", shape=ir.Shape([]), type=boolean) for part in ("forced", "taken"))
-    graph.inputs.extend([forced, taken])
+def _switch_if(node: ir.Node, forced: ir.Value, taken: ir.Value) -> None:
     condition = node.inputs[0]
     assert condition is not None
-    set_by_caller = ir.node("And", [forced, taken])
-    free = ir.node("Not", [forced])
-    own = ir.node("And", [free.outputs[0], condition])
-    either = ir.node("Or", [set_by_caller.outputs[0], own.outputs[0]])
-    for number, new in enumerate((set_by_caller, free, own, either)):
-        new.outputs[0].name = f"{name}.switch{number}"
-    assert node.graph is not None
-    node.graph.insert_before(node, [set_by_caller, free, own, either])
-    node.replace_input_with(0, either.outputs[0])
+    free = _before(node, "Not", forced)
+    either = _before(node, "Or", _before(node, "And", forced, taken), _before(node, "And", free, condition))
+    node.replace_input_with(0, either)
+
+
+def _switch_loop(node: ir.Node, forced: ir.Value) -> None:
+    count, condition = node.inputs[:2]
+    if count is not None:
+        one = _before(node, "Constant", value_int=1)
+        none = _before(node, "And", forced, _before(node, "Less", count, one))
+        node.replace_input_with(0, _before(node, "Where", none, one, count))
+    if condition is not None:
+        node.replace_input_with(1, _before(node, "Or", forced, condition))
+
+
+def _before(node: ir.Node, op_type: str, *inputs: ir.Value, **attributes: int) -> ir.Value:
+    """Insert an operator in front of a node, and return its output."""
+    graph = node.graph
+    assert graph is not None
+    new = ir.node(op_type, inputs, attributes)
+    new.outputs[0].name = f"{node.outputs[0].name}.switch{len(graph)}"
+    graph.insert_before(node, [new])
+    return new.outputs[0]
