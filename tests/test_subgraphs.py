@@ -274,6 +274,43 @@ def test_a_loop_over_chunks_carries_fewer_units(initial: str, stale: bool, tmp_p
     assert_equal(source, result.output, feeds)
 
 
+def test_layers_in_a_loop_that_share_one_zero_state_are_cut_each_for_itself(tmp_path: Path) -> None:
+    """Two GRUs, of three and of two dead units; onnxsim leaves them one ConstantOfShape for both states."""
+    lower, upper = planted("GRU", suffix="1"), recurrent_weights("GRU", input_size=8, hidden_size=8, seed=1)
+    kill(upper["W"], DEAD)
+    kill(upper["R"], [0, 7])
+    head = planted_head()["head"].copy()
+    head[:] = np.random.default_rng(2).standard_normal(head.shape)
+    kill(head, [0, 7], axis=0)
+    nodes = [
+        helper.make_node("Identity", ["go"], ["go_on"]),
+        helper.make_node("Gather", ["chunks", "step"], ["X"], axis=0),
+        recurrent("GRU", ["X", "W1", "R1", "B1", "", "h1"], ["Y1", "h1_next"]),
+        helper.make_node("Squeeze", ["Y1", "one"], ["X2"]),
+        recurrent("GRU", ["X2", "W2", "R2", "B2", "", "h2"], ["Y2", "h2_next"]),
+        helper.make_node("Squeeze", ["Y2", "one"], ["y"]),
+    ]
+    inputs = [value("step", [], TensorProto.INT64), value("go", [], TensorProto.BOOL), value("h1", None),
+              value("h2", None)]  # fmt: skip
+    loop = body("body", nodes, inputs, ["go_on", "h1_next", "h2_next", "y"])
+    outer = [
+        helper.make_node("Shape", ["chunks"], ["shape"]),
+        helper.make_node("Slice", ["shape", "two", "three"], ["batch"]),
+        helper.make_node("Concat", ["one", "batch", "eight"], ["wanted"], axis=0),
+        helper.make_node("ConstantOfShape", ["wanted"], ["h0"]),
+        helper.make_node("Identity", ["h0"], ["h0_again"]),
+        helper.make_node("Loop", ["count", "", "h0", "h0_again"], ["last1", "last2", "ys"], body=loop),
+        helper.make_node("MatMul", ["ys", "head"], ["Z"]),
+    ]
+    constants = lower | {f"{name}2": array for name, array in upper.items()} | ONE | {"head": head}
+    constants |= {"count": np.array(3), "two": np.array([2]), "three": np.array([3]), "eight": np.array([8])}
+    chunks = [value("chunks", [3, "T", "B", 5])]
+    source = save(tmp_path / "m.onnx", outer, chunks, [value("Z", [3, None, None, 3])], constants)
+    result = toolchain.shrink(source)
+    assert sizes(result.output) == [(5, LIVE), (LIVE, 6)]
+    assert_equal(source, result.output, {"chunks": sequence(3, 4, 2, 5)})
+
+
 def test_a_loop_body_that_returns_one_value_twice_is_cut(tmp_path: Path) -> None:
     source = chunked(tmp_path / "m.onnx", initial="zero", twice=True)
     result = toolchain.shrink(source)

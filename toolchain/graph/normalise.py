@@ -4,7 +4,8 @@ inline      model-local functions become nodes; Constant nodes become initialize
 simplify    onnxsim folds what is constant in the shape arithmetic (large weights are lifted out, so that it is
 quick and never touches them); if it cannot, the graph is used as it is
 fold        chains of constants that end in weights (Slice, Concat, Transpose, Cast, ...) are evaluated
-zero state  an initial state that is provably zero is dropped: zero is what the operator assumes without one
+zero state  an initial state that is provably zero is dropped: zero is what the operator assumes without one; of a zero
+that starts several states of a Loop or Scan, each gets its own
 shapes      stale shapes are forgotten and inferred again
 """
 
@@ -20,7 +21,7 @@ from onnx.reference import ReferenceEvaluator
 from onnx_ir.passes import common
 
 from toolchain.graph import inference
-from toolchain.graph.subgraphs import give_unique_names, hoist_constants
+from toolchain.graph.subgraphs import fresh_name, give_unique_names, graphs_in, hoist_constants, values_of
 from toolchain.recurrent import GATES, slot
 
 # Tensors above this many elements are weights, not shape arithmetic; onnxsim need not see them.
@@ -50,6 +51,7 @@ def normalise(model: ir.Model) -> Normalised:
     model, problem = _simplified(model)
     _fold_constants(model.graph)
     _drop_zero_states(model.graph)
+    _split_zero_states(model.graph)
     common.RemoveUnusedNodesPass()(model)
     return Normalised(model=model, declared=declared, not_simplified=problem)
 
@@ -184,6 +186,31 @@ def _drop_zero_states(graph: ir.Graph) -> None:
                 state = node.inputs[index] if index < len(node.inputs) else None
                 if state is not None and is_zero(state):
                     node.replace_input_with(index, None)
+
+
+def _split_zero_states(graph: ir.Graph) -> None:
+    """Give each zero state of a Loop or Scan operators of its own: one for all would tie the widths of all layers."""
+    taken: set[str | None] = {value.name for inner in graphs_in(graph) for value in values_of(inner)}
+    for node in [node for node in graph.all_nodes() if node.op_type in ("Loop", "Scan")]:
+        for index, value in enumerate(node.inputs):
+            if value is not None and is_zero(value):
+                node.replace_input_with(index, _copied(value, node, taken))
+
+
+def _copied(value: ir.Value, place: ir.Node, taken: set[str | None]) -> ir.Value:
+    """Copy the operators that make a zero, in front of `place`; a constant is cut for each user apart anyway."""
+    producer, graph = value.producer(), place.graph
+    if producer is None or graph is None or value.const_value is not None:
+        return value
+    shaped = producer.op_type == "ConstantOfShape"
+    inputs = [source if source is None or shaped or not is_zero(source) else _copied(source, place, taken)
+              for source in producer.inputs]  # fmt: skip
+    outputs = [ir.Value(name=fresh_name(str(old.name), taken), shape=old.shape, type=old.type)
+               for old in producer.outputs]  # fmt: skip
+    taken.update(output.name for output in outputs)
+    copy = ir.Node(producer.domain, producer.op_type, inputs, list(producer.attributes.values()), outputs=outputs)
+    graph.insert_before(place, [copy])
+    return outputs[value.index() or 0]
 
 
 def is_zero(value: ir.Value) -> bool:

@@ -88,8 +88,10 @@ def plan_surgery(
     """
     program = describe(graph, carried=carried, compact_state=compact_state, left_alone=left_alone)
     layout = layout_of(program)
+    transfers = {view.node: transfer for view, transfer in zip(program.nodes, program.transfers, strict=True)}
+    owner = owners(graph)
     changes = tuple(
-        _change(program, node, transfer, layout.kept)
+        _change(node, transfer, layout.kept, _blockers(program, node.node, transfers, owner))
         for node, transfer in zip(program.nodes, program.transfers, strict=True)
         if node.node.op_type in GATES
     )
@@ -163,9 +165,8 @@ def _resize_values(program: Program, kept: Kept) -> None:
                                 in zip(value.shape, lengths, space.dynamic, strict=True)])  # fmt: skip
 
 
-def _change(program: Program, node: NodeView, transfer: Transfer, kept: Kept) -> NodeChange:
+def _change(node: NodeView, transfer: Transfer, kept: Kept, blockers: tuple[Blocker, ...]) -> NodeChange:
     name = node.node.name or str(node.node.outputs[0].name)
-    blockers = _blockers(program, node.node)
     if transfer.blocked is not None:
         W = node.node.inputs[1]
         shape = W.shape if W is not None else None
@@ -185,10 +186,13 @@ def _num_directions(node: NodeView) -> int:
     return 2 if node.attribute("direction", "forward") == "bidirectional" else 1
 
 
-def _blockers(program: Program, recurrent: ir.Node) -> tuple[Blocker, ...]:
+def _blockers(
+    program: Program,
+    recurrent: ir.Node,
+    transfers: Mapping[ir.Node, Transfer],
+    owner: Mapping[ir.Graph | None, ir.Node],
+) -> tuple[Blocker, ...]:
     """Follow a node's outputs to whatever is not understood, or to the interface; matrices end the walk."""
-    transfers = {id(view.node): transfer for view, transfer in zip(program.nodes, program.transfers, strict=True)}
-    owner = owners(program.graph)
     fed_back = {int(cell) for pair in program.carried for cell in pair.b}
     found: dict[str, Blocker] = {}
     pending, seen = list(recurrent.outputs), set()
@@ -203,7 +207,7 @@ def _blockers(program: Program, recurrent: ir.Node) -> tuple[Blocker, ...]:
                                              reason="the model's interface returns these units")  # fmt: skip
         readers = [reader for reader, _ in value.uses()]
         for reader in [*readers, owner[value.graph]] if returned and value.graph in owner else readers:
-            transfer = transfers[id(reader)]
+            transfer = transfers[reader]
             if transfer.blocked is not None:
                 name = reader.name or str(reader.outputs[0].name)
                 found[name] = Blocker(node=name, op_type=reader.op_type, reason=transfer.blocked)
