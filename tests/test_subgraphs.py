@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -10,7 +11,10 @@ import onnx
 import pytest
 from click.testing import CliRunner
 from graphs import GATES, constant, kill, recurrent_weights, run, save, value
+from hypothesis import HealthCheck, given, settings
 from onnx import TensorProto, helper, numpy_helper
+from random_graphs import STATIC_BATCH, RandomGraph, random_graphs
+from test_properties import feeds_of
 
 import toolchain
 from toolchain.cli import cli
@@ -272,6 +276,20 @@ def test_a_loop_over_chunks_carries_fewer_units(initial: str, stale: bool, tmp_p
     if initial == "input":
         feeds |= {"h0": 0.3 * sequence(1, 2, 8), "c0": 0.2 * sequence(1, 2, 8)}
     assert_equal(source, result.output, feeds)
+
+
+def test_a_loop_without_states_keeps_its_two_inputs(tmp_path: Path) -> None:
+    nodes = [helper.make_node("Identity", ["go"], ["go_on"]), recurrent("LSTM", ["X", "W", "R", "B"], ["Y"])]
+    loop = body("b", nodes, [value("i", [], TensorProto.INT64), value("go", [], TensorProto.BOOL)], ["go_on", "Y"])
+    outer = [
+        helper.make_node("Loop", ["count", ""], ["ys"], body=loop),
+        helper.make_node("MatMul", ["ys", "head"], ["Z"]),
+    ]
+    constants = planted() | planted_head() | {"count": np.array(2)}
+    source = save(tmp_path / "m.onnx", outer, [value("X", ["T", "B", 5])], [value("Z", [None] * 5)], constants)
+    result = toolchain.shrink(source)
+    assert sizes(result.output) == [(5, LIVE)]
+    assert_equal(source, result.output, {"X": sequence()})
 
 
 def test_layers_in_a_loop_that_share_one_zero_state_are_cut_each_for_itself(tmp_path: Path) -> None:
@@ -593,6 +611,42 @@ def test_a_dead_loop_still_comes_to_its_end(tmp_path: Path) -> None:
     inputs = [value("X", [4, "B", 5]), value("h0", [1, "B", 8])]
     source = save(tmp_path / "m.onnx", outer, inputs, [value("Z", [4, "B", 3])], constants)
     assert toolchain.shrink(source).status == "nothing_to_remove"
+
+
+def in_both_branches(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return a model whose whole graph stands in both branches of an If."""
+    branches = []
+    for prefix in ("yes/", "no/"):
+        branch = onnx.compose.add_prefix_graph(model.graph, prefix, rename_inputs=False)
+        del branch.input[:]
+        branches.append(branch)
+    names = [output.name for output in model.graph.output]
+    node = helper.make_node("If", ["flag"], names, name="choose", then_branch=branches[0], else_branch=branches[1])
+    inputs = [*model.graph.input, value("flag", [], TensorProto.BOOL)]
+    graph = helper.make_graph([node], "graph", inputs, list(model.graph.output))
+    wrapped = helper.make_model(graph, opset_imports=list(model.opset_import), ir_version=model.ir_version)
+    wrapped.metadata_props.extend(model.metadata_props)
+    return wrapped
+
+
+@settings(max_examples=20, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck))
+@given(graph=random_graphs())
+def test_a_random_graph_is_cut_in_both_branches_of_an_if_as_it_is_by_itself(graph: RandomGraph) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        alone, inside = Path(folder) / "alone.onnx", Path(folder) / "inside.onnx"
+        onnx.save(graph.model(), alone)
+        onnx.save(in_both_branches(graph.model()), inside)
+        expected, result = (toolchain.shrink(source, carried=graph.carried) for source in (alone, inside))
+        wanted = [(node.input_after, node.hidden_after) for node in expected.nodes]
+        assert [(node.input_after, node.hidden_after) for node in result.nodes] == wanted * 2
+        states = {out for _, out in graph.carried}
+        for flag in FLAGS if result.output is not None else []:
+            feeds = feeds_of(graph, 4, STATIC_BATCH, 0) | {"flag": flag}
+            found = run(result.output, feeds)
+            for name, array in run(inside, feeds).items():
+                assert found[name].shape == array.shape
+                if name not in states:
+                    np.testing.assert_allclose(found[name], array, atol=2e-6, rtol=1e-5)
 
 
 def plain_loop(path: Path, *, branching: bool) -> Path:

@@ -19,6 +19,7 @@ import onnx_ir as ir
 
 from toolchain.graph.loading import load_model
 from toolchain.graph.normalise import with_own_names
+from toolchain.graph.subgraphs import NUM_LOOP_INPUTS
 from toolchain.graph.surgery import SurgeryPlan, touched
 
 THEN, ELSE, BODY = "then_branch", "else_branch", "body"
@@ -110,7 +111,7 @@ def _switch_if(node: ir.Node, forced: ir.Value, taken: ir.Value) -> None:
 
 
 def _switch_loop(node: ir.Node, forced: ir.Value) -> None:
-    count, condition = node.inputs[:2]
+    count, condition = node.inputs[:NUM_LOOP_INPUTS]
     if count is not None:
         one = _before(node, "Constant", value_int=1)
         none = _before(node, "And", forced, _before(node, "Less", count, one))

@@ -21,7 +21,14 @@ from onnx.reference import ReferenceEvaluator
 from onnx_ir.passes import common
 
 from toolchain.graph import inference
-from toolchain.graph.subgraphs import fresh_name, give_unique_names, graphs_in, hoist_constants, values_of
+from toolchain.graph.subgraphs import (
+    fresh_name,
+    give_unique_names,
+    graphs_in,
+    hoist_constants,
+    remove_unused,
+    values_of,
+)
 from toolchain.recurrent import GATES, slot
 
 # Tensors above this many elements are weights, not shape arithmetic; onnxsim need not see them.
@@ -52,7 +59,7 @@ def normalise(model: ir.Model) -> Normalised:
     _fold_constants(model.graph)
     _drop_zero_states(model.graph)
     _split_zero_states(model.graph)
-    common.RemoveUnusedNodesPass()(model)
+    remove_unused(model)
     return Normalised(model=model, declared=declared, not_simplified=problem)
 
 

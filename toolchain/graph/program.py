@@ -27,6 +27,7 @@ from toolchain.graph.cells import (
     Read,
     Space,
     Transfer,
+    agree,
     couple,
     pairs,
 )
@@ -306,8 +307,8 @@ def _state_couple(pair: StatePair, inputs: dict[str | None, Space], outputs: dic
                 f"carried state {state_in}={state_out}: the model has no {kind} {name!r}; expected one "
                 f"of {', '.join(sorted(map(str, known)))}. Correct --carried."
             )
-    shapes = {inputs[state_in].shape, outputs[state_out].shape} - {UNKNOWN}
-    if len(shapes) > 1:
+    one, other = inputs[state_in], outputs[state_out]
+    if UNKNOWN not in (one.shape, other.shape) and not agree(one, other):
         raise ModelFileError(
             f"carried state {state_in}={state_out}: the shapes {inputs[state_in].shape} and "
             f"{outputs[state_out].shape} differ; expected equal ones. Correct --carried."

@@ -14,6 +14,8 @@ from collections.abc import Iterator
 import onnx_ir as ir
 from onnx_ir.passes import common
 
+NUM_LOOP_INPUTS = 2  # a Loop's count and condition, given or not, stand before its states
+
 
 def bodies_of(node: ir.Node) -> tuple[ir.Graph, ...]:
     """Return the graphs directly inside a node."""
@@ -71,6 +73,14 @@ def fresh_name(stem: str, taken: set[str | None]) -> str:
     while f"{stem}_{number}" in taken:
         number += 1
     return f"{stem}_{number}"
+
+
+def remove_unused(model: ir.Model) -> None:
+    """Remove nodes and constants that nobody reads."""
+    common.RemoveUnusedNodesPass()(model)
+    for node in model.graph.all_nodes():
+        if node.op_type == "Loop" and len(node.inputs) < NUM_LOOP_INPUTS:  # the pass drops what is absent at the end
+            node.resize_inputs(NUM_LOOP_INPUTS)
 
 
 def hoist_constants(model: ir.Model) -> None:

@@ -6,7 +6,6 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
 import onnx_ir as ir
-from onnx_ir.passes import common
 
 from toolchain.graph.bridges import bridge
 from toolchain.graph.cells import Transfer
@@ -17,7 +16,7 @@ from toolchain.graph.nodes import NodeView
 from toolchain.graph.normalise import Normalised
 from toolchain.graph.operators import OPERATORS
 from toolchain.graph.program import NOTHING, Program, StatePair, demanded, describe
-from toolchain.graph.subgraphs import bodies_of, graphs_in, owners, values_of
+from toolchain.graph.subgraphs import bodies_of, graphs_in, owners, remove_unused, values_of
 from toolchain.recurrent import GATES
 
 
@@ -133,7 +132,7 @@ def apply_surgery(plan: SurgeryPlan, normalised: Normalised) -> ir.Model:
         space = program.numbering.spaces.get(id(value))
         if space is None or kept.whole(space):
             value.shape = normalised.declared[str(value.name)]
-    common.RemoveUnusedNodesPass()(normalised.model)
+    remove_unused(normalised.model)
     return normalised.model
 
 

@@ -16,12 +16,12 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
-from toolchain.graph.cells import BlockedError, Space, Statement, Transfer, couple, pairs
+from toolchain.graph.cells import BlockedError, Space, Statement, Transfer, agree, couple, pairs
 from toolchain.graph.nodes import NodeView
+from toolchain.graph.subgraphs import NUM_LOOP_INPUTS
 
 _SCAN_WITHOUT_BATCH_OPSET = 9  # before, Scan had a batch axis and lengths of its own
-_LOOP_INPUTS = 2  # trip count and condition stand before a Loop's states; its body takes two as well
-_LOOP_RESULTS = 1  # and returns a condition before them
+_LOOP_RESULTS = 1  # a Loop's body returns a condition before its states; it takes as many inputs as the Loop
 
 
 def branches(node: NodeView) -> Transfer:
@@ -40,12 +40,12 @@ def branches(node: NodeView) -> Transfer:
 def loop(node: NodeView) -> Transfer:
     """Describe Loop: states, and what every step adds to a collected output."""
     body: ir.Graph = node.attribute("body")
-    num_states = len(body.inputs) - _LOOP_INPUTS
+    num_states = len(body.inputs) - NUM_LOOP_INPUTS
     statements: list[Statement] = []
     for index, value in enumerate(body.outputs[_LOOP_RESULTS + num_states :], start=num_states):
         if node.has_output(index):
             statements += _steps(node.output(index), node.inner(value), axis=0, collected=True)
-    return Transfer(statements=(*statements, *_states(node, body, num_states, _LOOP_INPUTS, _LOOP_RESULTS)))
+    return Transfer(statements=(*statements, *_states(node, body, num_states, NUM_LOOP_INPUTS, _LOOP_RESULTS)))
 
 
 def scan(node: NodeView) -> Transfer:
@@ -74,7 +74,7 @@ def decided_by(node: ir.Node) -> tuple[ir.Value, ...]:
     if node.op_type == "If":
         values: Sequence[ir.Value | None] = node.inputs[:1]
     elif node.op_type == "Loop":
-        values = (*node.inputs[:_LOOP_INPUTS], node.attributes["body"].as_graph().outputs[0])
+        values = (*node.inputs[:NUM_LOOP_INPUTS], node.attributes["body"].as_graph().outputs[0])
     else:
         return ()
     return tuple(value for value in values if value is not None and value.const_value is None)
@@ -95,30 +95,27 @@ def _states(node: NodeView, body: ir.Graph, count: int, inputs: int, results: in
 
 def _same(out: Space, read: Space) -> tuple[Statement, ...]:
     """Return that `out` is `read`, cell by cell; a run-time length may meet a static one."""
-    _check_agree(out.shape, out.dynamic, read.shape, read.dynamic)
+    _check_agree(out, read)
     return pairs(out.cells, read.cells), couple(out.cells, read.cells)
 
 
 def _steps(steps: Space, step: Space, *, axis: int, collected: bool) -> tuple[Statement, ...]:
     """Return that `step` is one position of `steps` along an axis: what a step returns, or else what it is given."""
-    if not -len(steps.shape) <= axis < len(steps.shape):
-        raise BlockedError(f"axis {axis} is none of a value of {len(steps.shape)} axes")
-    lengths, dynamic = list(steps.shape), list(steps.dynamic)
-    del lengths[axis], dynamic[axis]
-    _check_agree(lengths, dynamic, step.shape, step.dynamic)
+    rank = len(steps.shape)
+    if not -rank <= axis < rank:
+        raise BlockedError(f"axis {axis} is none of a value of {rank} axes")
+    others = [other for other in range(rank) if other != axis % rank]
+    shape, dynamic = tuple(steps.shape[o] for o in others), tuple(steps.dynamic[o] for o in others)
+    _check_agree(Space(first=steps.first, shape=shape, dynamic=dynamic), step)
     every = np.moveaxis(steps.cells, axis, 0)
     read = pairs(every, step.cells[None]) if collected else pairs(step.cells[None], every)
     return read, couple(every, step.cells[None])
 
 
-def _check_agree(
-    one: Sequence[int], one_dynamic: Sequence[bool], other: Sequence[int], other_dynamic: Sequence[bool]
-) -> None:
-    agree = len(one) == len(other) and all(
-        a == b or a_free or b_free for a, a_free, b, b_free in zip(one, one_dynamic, other, other_dynamic, strict=True)
-    )
-    if not agree:
-        raise BlockedError(f"the shapes {list(one)} and {list(other)} of one value in and around its graph differ")
+def _check_agree(one: Space, other: Space) -> None:
+    if not agree(one, other):
+        shapes = f"{list(one.shape)} and {list(other.shape)}"
+        raise BlockedError(f"the shapes {shapes} of one value in and around its graph differ")
 
 
 def _axis(axes: Sequence[int] | None, place: int) -> int:
