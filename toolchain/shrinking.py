@@ -224,7 +224,7 @@ def _decide(
     pruned = None
     if pruning is not None:
         analysis = analyse_for(normalised.model, interface, pairs, pruning, progress)
-        pruned = prune(normalised.model, analysis, pruning, progress=progress)
+        pruned = prune(normalised, interface, analysis, pruning, progress)
     plan, forced = _proven_plan(graph, interface, pairs, compact_state, progress)
     undeclared, undeclared_units = _undeclared(graph, plan, pairs)
     return _Decision(

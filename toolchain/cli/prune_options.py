@@ -41,7 +41,9 @@ def prune_options(command: Callable[..., Any]) -> Callable[..., Any]:
                      help="Give up neurons until so many parameters are left (below 1: that share)."),
         click.option("--keep-macs", type=above_zero, metavar="NUMBER|SHARE",
                      help="The same for multiply-adds per step."),
-        click.option("--target-latency", callback=_latency, metavar="TIME", help="The same for a latency such as 2ms."),
+        click.option("--target-latency", callback=_latency, metavar="TIME",
+                     help="The same for the time of one call on this CPU, as 2ms."),
+        click.option("--steps", type=click.IntRange(min=1), default=35, help="Length of that call [35]."),
         click.option("--max-error", type=above_zero, metavar="ERROR",
                      help="Give up as much as this relative output error allows."),
         click.option("--calibration", metavar="SAMPLES",
@@ -56,7 +58,7 @@ def prune_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
-def pruning_of(*, calibration: str | None, criterion: str | None, no_compensate: bool, seed: int,
+def pruning_of(*, calibration: str | None, criterion: str | None, no_compensate: bool, seed: int, steps: int,
                **targets: float | None) -> Pruning | None:  # fmt: skip
     """Return what the options ask for, None when they ask for nothing.
 
@@ -79,13 +81,15 @@ def pruning_of(*, calibration: str | None, criterion: str | None, no_compensate:
 
     ((name, value),) = named.items()
     return Pruning(target=Target(kind=TARGETS[name], value=value), calibration=calibration,  # type: ignore[arg-type]
-                   criterion=criterion, compensate=not no_compensate, seed=seed)  # fmt: skip
+                   criterion=criterion, compensate=not no_compensate, seed=seed, steps=steps)  # fmt: skip
 
 
-def flags_of(*, calibration: str | None, criterion: str | None, no_compensate: bool, seed: int,
+def flags_of(*, calibration: str | None, criterion: str | None, no_compensate: bool, seed: int, steps: int,
              **targets: float | None) -> list[str]:  # fmt: skip
     """Return the options as they were typed."""
     given = {**targets, "calibration": calibration, "criterion": criterion, "seed": seed or None}
+    if targets.get("target_latency") is not None:
+        given["steps"] = steps
     if given.get("target_latency") is not None:
         given["target_latency"] = f"{given['target_latency']}s"
     flags = [f"--{name.replace('_', '-')} {value}" for name, value in given.items() if value is not None]
@@ -98,8 +102,11 @@ def report_lines(report: PruningReport) -> list[str]:
     lines = [f"Gave up living neurons by {report.criterion} on {report.calibration}, {folded}:"]
     for group in report.groups:
         kind = "units" if group.recurrent else "columns"
-        lines.append(f"  {', '.join(group.nodes)}: {group.size} -> {group.kept} {kind}")
+        held = f", {group.held} of them held by more than matrices (see --explain)" if group.held else ""
+        lines.append(f"  {', '.join(group.nodes)}: {group.size} -> {group.kept} {kind}{held}")
     calls = f"{report.held_out_calls} held-out call{'s' if report.held_out_calls != 1 else ''}"
+    if report.seconds is not None:
+        lines.append(f"One call takes {1e3 * report.seconds:.3g} ms here, one thread, before folding.")
     return [*lines, f"Relative output error: {report.error:.3g}, on {calls}."]
 
 

@@ -14,10 +14,12 @@ from dataclasses import dataclass, replace
 import onnx_ir as ir
 
 from toolchain.errors import SelectionError
+from toolchain.graph.normalise import Normalised
 from toolchain.interface import ModelInterface
 from toolchain.oneshot.allocation import Counts
 from toolchain.oneshot.calibration import RANDOM, random_calibration, read_calibration
-from toolchain.oneshot.selection import Analysis, Method, Target, analyse, choose, commit, error_of
+from toolchain.oneshot.latency import first_within, timed
+from toolchain.oneshot.selection import Analysis, Method, Target, analyse, choose, commit, error_of, path_of
 
 Progress = Callable[[str], None]
 StatePair = tuple[str, str]
@@ -36,6 +38,7 @@ class Pruning:
         compensate: False never folds; True folds, without samples only where it helps.
         seed: of `random` and of random inputs.
         threads: of ONNX Runtime.
+        steps: of the call that a latency target is about.
     """
 
     target: Target
@@ -44,22 +47,31 @@ class Pruning:
     compensate: bool = True
     seed: int = 0
     threads: int | None = None
+    steps: int = 35
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GroupReport:
-    """One group: `kept` of `size` neurons a side; `curve` holds (neurons removed a side, measured output error)."""
+    """One group: `kept` of `size` neurons a side, `held` of which something other than a matrix reads.
+
+    `curve` holds (neurons removed a side, output error measured with everything else whole).
+    """
 
     nodes: tuple[str, ...]
     recurrent: bool
     size: int
     kept: int
+    held: int
     curve: tuple[tuple[int, float], ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PruningReport:
-    """What was given up; `error` is the relative output error on held-out samples (see `output_error`)."""
+    """What was given up.
+
+    `error` is the relative output error on held-out samples (see `output_error`); `seconds` the time of one call where
+    a latency was asked for.
+    """
 
     groups: tuple[GroupReport, ...]
     criterion: str
@@ -67,6 +79,7 @@ class PruningReport:
     calibration: str
     held_out_calls: int
     error: float
+    seconds: float | None
 
 
 def analyse_for(
@@ -98,30 +111,33 @@ def analyse_for(
 
 
 def prune(
-    model: ir.Model,
+    normalised: Normalised,
+    interface: ModelInterface,
     analysis: Analysis,
     pruning: Pruning,
-    seconds: Callable[[Counts], float] | None = None,
     progress: Progress = lambda stage: None,
 ) -> PruningReport:
     """Give up neurons in the model until the target is met: their readers' rows become zeros.
 
     Args:
-        model: the normalised model that was analysed; changed.
+        normalised: the model that was analysed; changed.
+        interface: of the file.
         analysis: from `analyse_for`.
         pruning: what was asked for.
-        seconds: predicts the latency at given counts, for a latency target.
         progress: called with the name of each step as it begins.
 
     Raises:
         SelectionError: the target cannot be met.
     """
-    if pruning.compensate and analysis.fit.source == RANDOM:
-        analysis = _folded_if_better(model, analysis, choose(analysis, pruning.target, seconds), progress)
-    if pruning.target.kind == "error":
+    model, seconds = normalised.model, None
+    if pruning.target.kind == "latency":
+        counts, seconds = _within_latency(normalised, interface, analysis, pruning, progress)
+    elif pruning.target.kind == "error":
+        analysis = _folded_if_better(model, analysis, choose(analysis, pruning.target), pruning, progress)
         counts = _within_error(model, analysis, pruning.target.value, progress)
     else:
-        counts = choose(analysis, pruning.target, seconds)
+        counts = choose(analysis, pruning.target)
+    analysis = _folded_if_better(model, analysis, counts, pruning, progress)
     commit(model, analysis, counts, progress)
     return PruningReport(
         groups=tuple(
@@ -130,6 +146,7 @@ def prune(
                 recurrent=group.recurrent,
                 size=group.size,
                 kept=group.size - count // group.sides,
+                held=group.held,
                 curve=tuple((removed // group.sides, error) for removed, error in group.measured),
             )
             for group, count in zip(analysis.groups, counts, strict=True)
@@ -139,6 +156,7 @@ def prune(
         calibration=analysis.fit.source,
         held_out_calls=analysis.held_out.calibration.num_calls,
         error=error_of(model, analysis.held_out, analysis.method.threads),
+        seconds=seconds,
     )
 
 
@@ -149,10 +167,29 @@ def _measured(model: ir.Model, analysis: Analysis, counts: Counts, progress: Pro
     return error_of(trial, analysis.held_out, analysis.method.threads)
 
 
-def _folded_if_better(model: ir.Model, analysis: Analysis, counts: Counts, progress: Progress) -> Analysis:
+def _folded_if_better(
+    model: ir.Model, analysis: Analysis, counts: Counts, pruning: Pruning, progress: Progress
+) -> Analysis:
+    """Decide on folding where all there is are random inputs; with samples it is decided already."""
+    if not pruning.compensate or analysis.fit.source != RANDOM:
+        return analysis
     folded = replace(analysis, method=replace(analysis.method, compensate=True))
     without, with_ = (_measured(model, each, counts, progress) for each in (analysis, folded))
     return folded if with_ < without else analysis
+
+
+def _within_latency(
+    normalised: Normalised, interface: ModelInterface, analysis: Analysis, pruning: Pruning, progress: Progress
+) -> tuple[Counts, float]:
+    progress("timing smaller models")
+    seconds = timed(normalised, interface, analysis, steps=pruning.steps)
+    counts, found = first_within(list(path_of(analysis, "latency")), seconds, pruning.target.value)
+    if found > pruning.target.value:
+        raise SelectionError(
+            f"target latency {1e3 * pruning.target.value:g} ms: cannot be met; with one unit left in each layer a call "
+            f"of {pruning.steps} steps takes {1e3 * found:.3g} ms here. Ask for that, or for fewer --steps."
+        )
+    return counts, found
 
 
 def _within_error(model: ir.Model, analysis: Analysis, limit: float, progress: Progress) -> Counts:

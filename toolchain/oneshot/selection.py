@@ -75,6 +75,7 @@ class GroupAnalysis:
     nodes: tuple[str, ...]
     recurrent: bool
     size: int
+    held: int
     sides: int
     elimination: Elimination
     measured: tuple[tuple[int, float], ...]
@@ -133,7 +134,7 @@ def analyse(
                                seed=method.seed)  # fmt: skip
         measured = _measured(surveyed, number, elimination, moments, probe, method)
         groups.append(
-            GroupAnalysis(nodes=group.nodes, recurrent=group.recurrent, size=group.size, sides=group.directions,
+            GroupAnalysis(nodes=group.nodes, recurrent=group.recurrent, size=group.size, held=group.size - group.candidates.size // group.directions, sides=group.directions,
                           elimination=elimination, measured=measured,
                           curve=scaled_curve(elimination.losses, measured))
         )  # fmt: skip
@@ -163,25 +164,22 @@ def _measured(
     return tuple(found)
 
 
-def choose(analysis: Analysis, target: Target, seconds: Callable[[Counts], float] | None = None) -> Counts:
+def choose(analysis: Analysis, target: Target) -> Counts:
     """Return how many candidates each group gives up.
 
     Args:
         analysis: of the model.
-        target: what to reach; only hidden units are given up for a ratio. An error is the predicted one.
-        seconds: predicts the latency at given counts, for a latency target.
+        target: what to reach, any but a latency; only hidden units are given up for a ratio. An error is the predicted
+            one.
 
     Raises:
         SelectionError: the target cannot be met; names the best that can be.
     """
-    curves = [
-        group.curve if group.recurrent or target.kind != "ratio" else Curve(errors=np.zeros(1))
-        for group in analysis.groups
-    ]
-    cost = seconds if seconds is not None else analysis.sizes.cost(target.kind)
+    cost = analysis.sizes.cost(target.kind)
+    curves = [group.curve for group in analysis.groups]
     limit = _limit(target, cost((0,) * len(curves)))
     counts: Counts = ()
-    for after in descend(curves, [group.sides for group in analysis.groups], cost):
+    for after in path_of(analysis, target.kind):
         if target.kind == "error" and counts and predicted_error(curves, after) > target.value:
             return counts
         counts = after
@@ -195,6 +193,15 @@ def choose(analysis: Analysis, target: Target, seconds: Callable[[Counts], float
         f"understood is left whole; expected at {'most' if target.kind == 'ratio' else 'least'} {best:.6g}. "
         "Ask for that."
     )
+
+
+def path_of(analysis: Analysis, kind: str) -> Iterator[Counts]:
+    """Yield the counts from the whole model to the smallest, each step the cheapest error for what `kind` counts."""
+    only_units = kind == "ratio"
+    curves = [
+        group.curve if group.recurrent or not only_units else Curve(errors=np.zeros(1)) for group in analysis.groups
+    ]
+    return descend(curves, [group.sides for group in analysis.groups], analysis.sizes.cost(kind))
 
 
 def _limit(target: Target, now: float) -> float:
