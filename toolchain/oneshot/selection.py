@@ -134,7 +134,8 @@ def analyse(
                                seed=method.seed)  # fmt: skip
         measured = _measured(surveyed, number, elimination, moments, probe, method)
         groups.append(
-            GroupAnalysis(nodes=group.nodes, recurrent=group.recurrent, size=group.size, held=group.size - group.candidates.size // group.directions, sides=group.directions,
+            GroupAnalysis(nodes=group.nodes, recurrent=group.recurrent, size=group.size, sides=group.directions,
+                          held=group.size - group.candidates.size // group.directions,
                           elimination=elimination, measured=measured,
                           curve=scaled_curve(elimination.losses, measured))
         )  # fmt: skip
