@@ -93,10 +93,14 @@ def read_units(weights: Array, num_gates: int) -> npt.NDArray[np.bool_]:
         True where a weight is not zero, shape `[num_directions, hidden_size, columns]`.
     """
     D, rows, columns = weights.shape
-    return np.asarray((weights.reshape(D, num_gates, rows // num_gates, columns) != 0).any(axis=1))
+    gates = weights.reshape(D, num_gates, rows // num_gates, columns)
+    reads = np.zeros((D, rows // num_gates, columns), dtype=np.bool_)
+    for gate in range(num_gates):  # one by one, because the weights may be larger than what is free in memory
+        reads |= gates[:, gate] != 0
+    return reads
 
 
-def take_rows(stacked: Array, kept: IndexArray, *, blocks: int) -> Array:
+def take_rows(stacked: Array, kept: IndexArray, *, blocks: int, columns: IndexArray | None = None) -> Array:
     """Keep units in every block stacked along axis 1, each direction its own.
 
     Unit `u` of direction `d` owns rows `u`, `u + hidden_size`, ... of `stacked[d]`.
@@ -105,9 +109,10 @@ def take_rows(stacked: Array, kept: IndexArray, *, blocks: int) -> Array:
         stacked: shape `[num_directions, blocks*hidden_size, ...]`.
         kept: units per direction, shape `[num_directions, num_kept]`.
         blocks: gate blocks along axis 1 (twice the gates for `B`).
+        columns: what to keep of the last axis, shape `[num_directions, num_columns]`; None keeps all.
 
     Returns:
-        A new array, shape `[num_directions, blocks*num_kept, ...]`.
+        A new array, shape `[num_directions, blocks*num_kept, ...]`, made without another of the size of `stacked`.
 
     Raises:
         LayoutError: axis 1 does not divide into `blocks`, or an index is out of range.
@@ -119,9 +124,5 @@ def take_rows(stacked: Array, kept: IndexArray, *, blocks: int) -> Array:
             f"blocks; expected axis 1 to be {blocks} x hidden_size."
         )
     rows = (np.arange(blocks)[:, None] * hidden_size + kept[:, None, :]).reshape(kept.shape[0], -1)  # [D, blocks*kept]
-    return np.stack([stacked[d][rows[d]] for d in range(stacked.shape[0])])
-
-
-def take_columns(weights: Array, kept: IndexArray) -> Array:
-    """Keep columns of the last axis, each direction its own (`kept` has shape `[num_directions, num_kept]`)."""
-    return np.stack([weights[d][:, kept[d]] for d in range(weights.shape[0])])
+    taken = [stacked[d][rows[d] if columns is None else np.ix_(rows[d], columns[d])] for d in range(stacked.shape[0])]
+    return taken[0][None] if len(taken) == 1 else np.stack(taken)

@@ -21,12 +21,14 @@ RUNTIME_ERRORS: tuple[type[Exception], ...] = (
 _FATAL = 4  # log level: everything below is raised as an exception anyway, or is advice for another place
 
 
-def open_session(path: Path, *, threads: int | None = None) -> ort.InferenceSession:
+def open_session(path: Path, *, threads: int | None = None, mapped: bool = False) -> ort.InferenceSession:
     """Load a model for the CPU.
 
     Args:
         path: an ONNX file.
         threads: for one operator; None lets ONNX Runtime choose.
+        mapped: read external weights where they lie in the file; otherwise kernels that want them in another order
+            make a copy, as large as the weights.
 
     Raises:
         ModelFileError: there is no such file, or ONNX Runtime refuses it.
@@ -38,6 +40,8 @@ def open_session(path: Path, *, threads: int | None = None) -> ort.InferenceSess
     options.inter_op_num_threads = 1
     if threads is not None:
         options.intra_op_num_threads = threads
+    if mapped:
+        options.add_session_config_entry("session.disable_prepacking", "1")
     try:
         return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except RUNTIME_ERRORS as error:

@@ -5,6 +5,7 @@ load -> normalise -> plan: demand, layout -> apply: rewrite -> verify -> rename
 
 from __future__ import annotations
 
+import gc
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -19,7 +20,7 @@ from toolchain.errors import ModelFileError, OutputError
 from toolchain.graph.carried import find_state
 from toolchain.graph.costs import multiply_adds, parameters
 from toolchain.graph.explanation import NodeExplanation, explain, left_whole
-from toolchain.graph.loading import load_model, save_model, written_whole
+from toolchain.graph.loading import load_model, written_model
 from toolchain.graph.normalise import Normalised, normalise
 from toolchain.graph.program import StatePair
 from toolchain.graph.surgery import Blocker, NodeChange, SurgeryPlan, apply_surgery, plan_surgery
@@ -109,11 +110,11 @@ class ShrinkResult:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Decision:
-    """A model that was read, and what is to be done with it."""
+    """A model that was read, and what was found in it; holds no weights."""
 
     interface: ModelInterface
-    normalised: Normalised
-    plan: SurgeryPlan
+    changes: tuple[NodeChange, ...]
+    not_simplified: str | None
     carried: tuple[StatePair, ...]
     undeclared: tuple[StatePair, ...]
     undeclared_units: int
@@ -121,6 +122,14 @@ class _Decision:
     unrolled: tuple[Unrolled, ...]
     explanations: tuple[NodeExplanation, ...]
     before: Sizes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Work:
+    """A model in memory, and how it is to be cut."""
+
+    normalised: Normalised
+    plan: SurgeryPlan
 
 
 def shrink(
@@ -160,17 +169,15 @@ def shrink(
         target = Path(output) if output is not None else default_output(source)
         mask = None if masked is None else Path(masked)
         _check_targets(source, target, mask)
-        decision = _decide(source, carried, compact_state, explained, progress)
-        if not decision.plan.removes_something:
+        decision, work = _decide(source, carried, compact_state, explained, progress)
+        if not work.plan.removes_something:
             return _result(decision, "nothing_to_remove", decision.before)
         with ExitStack() as files:  # both files get their names, or neither
             originals = [decision.interface]
             if mask is not None and not dry_run:
-                unfinished_mask = files.enter_context(written_whole(mask))
-                save_model(decision.normalised.model, unfinished_mask)
-                originals.append(read_interface(unfinished_mask))
+                originals.append(read_interface(files.enter_context(written_model(work.normalised.model, mask))))
             progress("rewriting")
-            smaller = apply_surgery(decision.plan, decision.normalised)
+            smaller = apply_surgery(work.plan, work.normalised)
             after = Sizes(
                 parameters=parameters(smaller.graph),
                 multiply_adds=multiply_adds(smaller.graph),
@@ -178,20 +185,21 @@ def shrink(
             )
             if dry_run:
                 return _result(decision, "dry_run", after)
-            unfinished = files.enter_context(written_whole(target))
-            save_model(smaller, unfinished)
+            unfinished = files.enter_context(written_model(smaller, target))
+            del smaller, work
+            gc.collect()  # a graph's nodes and values refer to one another; ONNX Runtime needs the memory now
             progress("verifying")
             parity, *_ = [
                 verify(original, unfinished, carried=decision.carried, compact_state=compact_state)
                 for original in originals
             ]
-            after = replace(after, bytes=read_interface(unfinished).file_bytes)
+            after = replace(after, bytes=sum(file.stat().st_size for file in unfinished.parent.iterdir()))
         return _result(decision, "written", after, output=target, parity=parity)
 
 
 def _decide(
     source: Path, carried: str | Sequence[StatePair] | None, compact_state: bool, explained: bool, progress: Progress
-) -> _Decision:
+) -> tuple[_Decision, _Work]:
     """Read a model and plan its surgery."""
     progress("reading")
     model, interface = load_model(source)
@@ -203,10 +211,10 @@ def _decide(
     pairs = _carried(graph, interface, carried)
     plan = plan_surgery(graph, carried=pairs, compact_state=compact_state)
     undeclared, undeclared_units = _undeclared(graph, plan, pairs)
-    return _Decision(
+    decision = _Decision(
         interface=interface,
-        normalised=normalised,
-        plan=plan,
+        changes=plan.changes,
+        not_simplified=normalised.not_simplified,
         carried=pairs,
         undeclared=undeclared,
         undeclared_units=undeclared_units,
@@ -215,6 +223,7 @@ def _decide(
         explanations=explain(plan) if explained else (),
         before=Sizes(parameters=weights, multiply_adds=multiply_adds(graph), bytes=interface.file_bytes),
     )
+    return decision, _Work(normalised=normalised, plan=plan)
 
 
 def _result(
@@ -224,14 +233,14 @@ def _result(
         status=status,
         source=decision.interface.path,
         output=output,
-        nodes=decision.plan.changes,
+        nodes=decision.changes,
         before=decision.before,
         after=after,
         parity=parity,
         carried=decision.carried,
         undeclared=decision.undeclared,
         undeclared_units=decision.undeclared_units,
-        not_simplified=decision.normalised.not_simplified,
+        not_simplified=decision.not_simplified,
         left_whole=decision.left_whole,
         unrolled=decision.unrolled,
         explanations=decision.explanations,

@@ -29,7 +29,7 @@ from toolchain.graph.cells import (
 from toolchain.graph.edits import Edits
 from toolchain.graph.kept import Kept
 from toolchain.graph.nodes import NodeView
-from toolchain.recurrent import GATES, NUM_PEEPHOLES, read_units, slot, take_columns, take_rows
+from toolchain.recurrent import GATES, NUM_PEEPHOLES, read_units, slot, take_rows
 
 OPERATORS = tuple(GATES)
 
@@ -98,9 +98,10 @@ def rewrite(node: NodeView, neurons: dict[str, Space], kept: Kept, edits: Edits)
     directions, units = np.divmod(table, neurons["units"].shape[1])  # [num_directions, num_kept]
     left = directions[:, 0]
     num_gates = len(GATES[node.node.op_type])
-    W, R = node.weights(slot("W"))[left], node.weights(slot("R"))[left]
-    edits.put(node.node, slot("W"), take_rows(W[:, :, inputs], units, blocks=num_gates))
-    edits.put(node.node, slot("R"), take_columns(take_rows(R, units, blocks=num_gates), units))
+    present = slice(left[0], left[-1] + 1)  # a view: the weights may be larger than what is free in memory
+    for name, columns in (("W", np.broadcast_to(inputs, (left.size, inputs.size))), ("R", units)):
+        weights = node.weights(slot(name))[present]
+        edits.put(node.node, slot(name), take_rows(weights, units, blocks=num_gates, columns=columns))
     for name, blocks in (("B", 2 * num_gates), ("P", NUM_PEEPHOLES)):
         stacked = node.constant(slot(name))
         if stacked is not None:
