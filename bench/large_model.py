@@ -119,8 +119,9 @@ def _digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _times(part: int, whole: int) -> str:
-    return f"{part / 1e6:.0f} MB = {part / whole:.2f} x the model"
+def _memory(peak: int, anonymous: int, whole: int) -> str:
+    one, other = (f"{part / 1e6:.0f} MB = {part / whole:.2f} x the model" for part in (peak, anonymous))
+    return f"peak {one}, anonymous {other}"
 
 
 @click.command()
@@ -139,12 +140,11 @@ def main(hidden: int, layers: int, dead: float, folder: Path | None) -> None:
         command = [sys.executable, "-c", _CHILD, str(model), str(out)]
         run = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
         for stage, seconds, peak, anonymous in run["stages"]:
-            click.echo(
-                f"  {seconds:7.2f} s  peak {_times(peak, size)}, anonymous {_times(anonymous, size)} before {stage}"
-            )
+            click.echo(f"  {seconds:7.2f} s  {_memory(peak, anonymous, size)} before {stage}")
         before_units, after_units = run["nodes"][0]
-        click.echo(f"{run['status']}: units {before_units} -> {after_units} in {run['stages'][-1][1]:.1f} s; "
-                   f"peak {_times(run['peak_bytes'], size)}, anonymous {_times(run['anonymous_bytes'], size)}")  # fmt: skip
+        memory_text = _memory(run["peak_bytes"], run["anonymous_bytes"], size)
+        seconds = run["stages"][-1][1]
+        click.echo(f"{run['status']}: units {before_units} -> {after_units} in {seconds:.1f} s; {memory_text}")
         untouched = [_digest(path) for path in originals] == before
         files = ", ".join(f"{path.name} {path.stat().st_size / 1e6:.1f} MB" for path in sorted(out.parent.iterdir())
                           if path not in originals)  # fmt: skip

@@ -63,6 +63,8 @@ def check_shapes(
             f"node {name!r}: W has shape {W} and R {R}; expected three axes each. Export the model again."
         )
     H, num_gates, D = R[2], len(GATES[op_type]), W[0]
+    if min(H, D) < 1:
+        raise LayoutError(f"node {name!r}: R has shape {R}; expected at least one hidden unit. Export the model again.")
     expected = {
         "W": (W, (D, num_gates * H, W[2])),
         "R": (R, (D, num_gates * H, H)),
@@ -100,7 +102,7 @@ def read_units(weights: Array, num_gates: int) -> npt.NDArray[np.bool_]:
     return reads
 
 
-def take_rows(stacked: Array, kept: IndexArray, *, blocks: int, columns: IndexArray | None = None) -> Array:
+def take_rows(stacked: Array, kept: IndexArray, *, blocks: int) -> Array:
     """Keep units in every block stacked along axis 1, each direction its own.
 
     Unit `u` of direction `d` owns rows `u`, `u + hidden_size`, ... of `stacked[d]`.
@@ -109,10 +111,9 @@ def take_rows(stacked: Array, kept: IndexArray, *, blocks: int, columns: IndexAr
         stacked: shape `[num_directions, blocks*hidden_size, ...]`.
         kept: units per direction, shape `[num_directions, num_kept]`.
         blocks: gate blocks along axis 1 (twice the gates for `B`).
-        columns: what to keep of the last axis, shape `[num_directions, num_columns]`; None keeps all.
 
     Returns:
-        A new array, shape `[num_directions, blocks*num_kept, ...]`, made without another of the size of `stacked`.
+        A new array, shape `[num_directions, blocks*num_kept, ...]`.
 
     Raises:
         LayoutError: axis 1 does not divide into `blocks`, or an index is out of range.
@@ -124,5 +125,14 @@ def take_rows(stacked: Array, kept: IndexArray, *, blocks: int, columns: IndexAr
             f"blocks; expected axis 1 to be {blocks} x hidden_size."
         )
     rows = (np.arange(blocks)[:, None] * hidden_size + kept[:, None, :]).reshape(kept.shape[0], -1)  # [D, blocks*kept]
-    taken = [stacked[d][rows[d] if columns is None else np.ix_(rows[d], columns[d])] for d in range(stacked.shape[0])]
-    return taken[0][None] if len(taken) == 1 else np.stack(taken)
+    return _stacked([stacked[d][rows[d]] for d in range(stacked.shape[0])])
+
+
+def take_columns(weights: Array, kept: IndexArray) -> Array:
+    """Keep columns of the last axis, each direction its own (`kept` has shape `[num_directions, num_kept]`)."""
+    return _stacked([weights[d][:, kept[d]] for d in range(weights.shape[0])])
+
+
+def _stacked(directions: list[Array]) -> Array:
+    """Stack along a new first axis, one direction without a copy."""
+    return directions[0][None] if len(directions) == 1 else np.stack(directions)

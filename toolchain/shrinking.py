@@ -170,6 +170,7 @@ def shrink(
         mask = None if masked is None else Path(masked)
         _check_targets(source, target, mask)
         decision, work = _decide(source, carried, compact_state, explained, progress)
+        _check_targets(source, target, mask, decision.interface.weights_files)
         if not work.plan.removes_something:
             return _result(decision, "nothing_to_remove", decision.before)
         with ExitStack() as files:  # both files get their names, or neither
@@ -267,13 +268,18 @@ def _as_file(model: str | Path | onnx.ModelProto | ir.Model, output: str | Path 
         yield path
 
 
-def _check_targets(source: Path, *targets: Path | None) -> None:
-    for target in targets:
-        if target is not None and target.resolve() == source.resolve():
+def _check_targets(source: Path, target: Path, mask: Path | None, weights: Sequence[Path] = ()) -> None:
+    """Refuse to write over what is read, or one result over the other."""
+    taken = {source.resolve(): "is the model to shrink"}
+    taken |= {file.resolve(): "holds weights of the model to shrink" for file in weights}
+    for place in (target, mask):
+        if place is not None and place.resolve() in taken:
             raise OutputError(
-                f"{target}: is the model to shrink; expected another file, because the input is never "
-                "changed. Choose another name with -o."
+                f"{place}: {taken[place.resolve()]}; expected another file, because the input is never changed. "
+                "Choose another name."
             )
+    if mask is not None and mask.resolve() == target.resolve():
+        raise OutputError(f"{mask}: is to hold both results; expected a file for each. Choose another name.")
 
 
 def _carried(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from toolchain.cli.json_file import write_json
+from toolchain.cli.json_file import check_json, write_json
 from toolchain.errors import ToolchainError
 
 if TYPE_CHECKING:
@@ -63,6 +63,7 @@ def shrink(
 
     from toolchain import shrinking
 
+    check_json(json_file, model, output or shrinking.default_output(model), masked)
     messages = Console(stderr=True)
     try:
         with messages.status("reading") as status:

@@ -17,6 +17,7 @@ import onnx_ir as ir
 from toolchain.errors import ModelFileError
 from toolchain.files import written_whole
 from toolchain.interface import ModelInterface, external_files, interface_of
+from toolchain.model_checks import check_model
 from toolchain.model_file import read_proto
 
 # Protobuf cannot hold more than 2 GiB in one file; weights go beside the model well before that.
@@ -30,14 +31,16 @@ def load_model(path: Path) -> tuple[ir.Model, ModelInterface]:
         ModelFileError: there is no such file, it is not a complete ONNX model, or its external data is missing.
     """
     proto = read_proto(path)
+    check_model(path, proto)
     interface = interface_of(path, proto)
     try:
         model = ir.serde.deserialize_model(proto)
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ir.serde.SerdeError, ValueError, TypeError, KeyError, AttributeError) as error:
         problem = " ".join(str(error).split())[:200]
         raise ModelFileError(
             f"{path}: the graph is damaged ({problem}); expected a valid ONNX model. Export it again."
         ) from error
+    model.graph.sort()  # the format asks for it, ONNX Runtime does not
     ir.external_data.set_base_dir(model.graph, path.parent)
     for graph in model.graphs():
         for value in graph.initializers.values():

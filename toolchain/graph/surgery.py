@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
 import onnx_ir as ir
@@ -79,8 +79,9 @@ def plan_surgery(graph: ir.Graph, *, carried: Sequence[StatePair], compact_state
     """
     program = describe(graph, carried=carried, compact_state=compact_state)
     layout = layout_of(program)
+    blockers = _blockers(program)
     changes = tuple(
-        _change(program, node, transfer, layout.kept)
+        _change(node, transfer, layout.kept, blockers)
         for node, transfer in zip(program.nodes, program.transfers, strict=True)
         if node.node.op_type in GATES
     )
@@ -157,9 +158,9 @@ def _values(graph: ir.Graph) -> list[ir.Value]:
     return [*graph.inputs, *(value for node in graph for value in node.outputs)]
 
 
-def _change(program: Program, node: NodeView, transfer: Transfer, kept: Kept) -> NodeChange:
+def _change(node: NodeView, transfer: Transfer, kept: Kept, behind: Mapping[int, tuple[Blocker, ...]]) -> NodeChange:
     name = node.node.name or str(node.node.outputs[0].name)
-    blockers = _blockers(program, node.node)
+    blockers = tuple(dict.fromkeys(blocker for value in node.node.outputs for blocker in behind[id(value)]))
     if transfer.blocked is not None:
         W = node.node.inputs[1]
         shape = W.shape if W is not None else None
@@ -179,26 +180,45 @@ def _num_directions(node: NodeView) -> int:
     return 2 if node.attribute("direction", "forward") == "bidirectional" else 1
 
 
-def _blockers(program: Program, recurrent: ir.Node) -> tuple[Blocker, ...]:
-    """Follow a node's outputs to whatever is not understood, or to the interface; matrices end the walk."""
+def _blockers(program: Program) -> dict[int, tuple[Blocker, ...]]:
+    """Return, by the value's id, whatever is not understood behind each value, or the interface; matrices end the walk.
+
+    What lies behind a value is the union of what lies behind those that follow, so one pass backwards finds all.
+    """
     transfers = {id(view.node): transfer for view, transfer in zip(program.nodes, program.transfers, strict=True)}
     fed_back = {int(cell) for pair in program.carried for cell in pair.b}
-    found: dict[str, Blocker] = {}
-    pending, seen = list(recurrent.outputs), set()
-    while pending:
-        value = pending.pop()
-        if id(value) in seen:
-            continue
-        seen.add(id(value))
-        if value.is_graph_output() and program.numbering.of_value(value).first not in fed_back:
-            found[str(value.name)] = Blocker(node=str(value.name), op_type="graph output",
-                                             reason="the model's interface returns these units")  # fmt: skip
-        for reader, _ in value.uses():
-            transfer = transfers.get(id(reader))
-            if transfer is None or transfer.blocked is not None:
-                name = reader.name or str(reader.outputs[0].name)
-                reason = "it lies inside a subgraph" if transfer is None else str(transfer.blocked)
-                found[name] = Blocker(node=name, op_type=reader.op_type, reason=reason)
-            elif transfer.statements and not {"rows", "units"} & set(transfer.neurons):
-                pending += reader.outputs
-    return tuple(found.values())
+    steps = {id(value): _step(program, value, transfers, fed_back) for value in _values(program.graph)}
+    bits: dict[Blocker, int] = {}
+    behind = {}
+    for key, (blockers, _) in steps.items():
+        behind[key] = sum(1 << bits.setdefault(blocker, len(bits)) for blocker in set(blockers))
+    settled = False
+    while not settled:
+        settled = True
+        for key, (_, followers) in reversed(steps.items()):
+            joined = behind[key]
+            for value in followers:
+                joined |= behind[id(value)]
+            settled &= joined == behind[key]
+            behind[key] = joined
+    return {key: tuple(blocker for blocker, bit in bits.items() if bitset >> bit & 1) for key, bitset in behind.items()}
+
+
+def _step(
+    program: Program, value: ir.Value, transfers: Mapping[int, Transfer], fed_back: Collection[int]
+) -> tuple[list[Blocker], list[ir.Value]]:
+    """Return what blocks a value itself, and the values that its units go on to."""
+    found: list[Blocker] = []
+    followers: list[ir.Value] = []
+    if value.is_graph_output() and program.numbering.of_value(value).first not in fed_back:
+        found.append(Blocker(node=str(value.name), op_type="graph output",
+                             reason="the model's interface returns these units"))  # fmt: skip
+    for reader, _ in value.uses():
+        transfer = transfers.get(id(reader))
+        if transfer is None or transfer.blocked is not None:
+            name = reader.name or str(reader.outputs[0].name)
+            reason = "it lies inside a subgraph" if transfer is None else str(transfer.blocked)
+            found.append(Blocker(node=name, op_type=reader.op_type, reason=reason))
+        elif transfer.statements and not {"rows", "units"} & set(transfer.neurons):
+            followers += reader.outputs
+    return found, followers
