@@ -20,7 +20,7 @@ import toolchain
 from toolchain import shrinking
 from toolchain.cli import cli
 from toolchain.errors import OutputError
-from toolchain.graph import loading
+from toolchain.graph import loading, saving
 from toolchain.graph.loading import load_model
 
 FEEDS = {"X": np.random.default_rng(3).standard_normal((6, 2, 5)).astype(np.float32)}
@@ -199,7 +199,7 @@ def test_relative_paths_are_taken_from_the_working_folder(source: Path, monkeypa
 
 _KILLED = """
 import os, signal, sys
-from toolchain.graph import loading
+from toolchain.graph import loading, saving
 from toolchain import files, shrinking
 loading.MAX_EMBEDDED_BYTES = 100
 def die(*arguments, **options):
@@ -226,3 +226,29 @@ def test_a_killed_write_leaves_the_older_result_as_it_was(source: Path, moment: 
     assert_shrunk(source, result.output)
     toolchain.shrink(source)
     assert_shrunk(source, result.output)
+
+
+def test_weights_written_one_by_one_make_the_file_that_protobuf_makes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = layer_with_head(tmp_path / "m.onnx")
+    model = ir.load(source)
+    model.metadata_props["key"] = "value"
+    model.graph.initializers["head"].const_value = ir.tensor(np.ones((8, 3), np.float16)[:, ::-1], name="head")
+    ir.save(model, tmp_path / "whole.onnx")
+    monkeypatch.setattr(saving, "LARGE_BYTES", 40)
+    saving.save_embedded(model, tmp_path / "parts.onnx")
+    whole, parts = (onnx.load(tmp_path / name) for name in ("whole.onnx", "parts.onnx"))
+    for proto in (whole, parts):
+        proto.graph.initializer.sort(key=lambda tensor: tensor.name)
+    assert parts == whole
+    assert (tmp_path / "parts.onnx").stat().st_size == (tmp_path / "whole.onnx").stat().st_size
+    ir.save(model, tmp_path / "again.onnx")
+    assert (tmp_path / "again.onnx").read_bytes() == (tmp_path / "whole.onnx").read_bytes()
+
+
+@pytest.mark.parametrize("number", [0, 1, 127, 128, 300, 2**31, 2**35 - 1])
+def test_numbers_are_written_as_protobuf_writes_them(number: int) -> None:
+    from google.protobuf.internal.encoder import _VarintBytes
+
+    assert saving._varint(number) == _VarintBytes(number)

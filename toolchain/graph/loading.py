@@ -16,6 +16,7 @@ import onnx_ir as ir
 
 from toolchain.errors import ModelFileError
 from toolchain.files import written_whole
+from toolchain.graph.saving import save_embedded
 from toolchain.interface import ModelInterface, external_files, interface_of
 from toolchain.model_checks import check_model
 from toolchain.model_file import read_proto
@@ -85,7 +86,7 @@ def save_model(model: ir.Model, path: Path, *, weights_name: str) -> None:
     if sum(tensor.nbytes for tensor in tensors if tensor is not None) > MAX_EMBEDDED_BYTES:
         ir.save(model, path, external_data=weights_name)
     else:
-        ir.save(model, path)
+        save_embedded(model, path)
 
 
 def _free_name(path: Path) -> str:
@@ -95,10 +96,12 @@ def _free_name(path: Path) -> str:
 
 def _own_weights(path: Path) -> list[Path]:
     """Return the weights files of the model that will be replaced at `path`, by the names that this module gives."""
-    if not path.is_file():
+    name = re.compile(rf"{re.escape(path.name)}(\.\d+)?\.data")
+    files = [file for file in path.parent.iterdir() if name.fullmatch(file.name)] if path.is_file() else []
+    if not files:  # the usual case, in which the older model need not be read
         return []
     try:
         used = external_files(path, read_proto(path))
     except ModelFileError:  # what lies there is no model
         return []
-    return [path.with_name(name) for name in used if re.fullmatch(rf"{re.escape(path.name)}(\.\d+)?\.data", name)]
+    return [file for file in files if file.name in used]
