@@ -17,6 +17,7 @@ import onnx
 import onnx_ir as ir
 
 from toolchain.errors import ModelFileError, OutputError
+from toolchain.graph.branches import BranchPath, changed_branches
 from toolchain.graph.carried import find_state
 from toolchain.graph.costs import multiply_adds, parameters
 from toolchain.graph.explanation import NodeExplanation, explain, left_whole
@@ -26,7 +27,7 @@ from toolchain.graph.program import StatePair
 from toolchain.graph.surgery import Blocker, NodeChange, SurgeryPlan, apply_surgery, plan_surgery
 from toolchain.graph.unrolled import Unrolled, find_unrolled
 from toolchain.interface import ModelInterface, read_interface
-from toolchain.verification import Parity, verify
+from toolchain.verification import Parity, runnable, verify
 
 SCHEMA = 1
 AUTO = "auto"
@@ -115,6 +116,7 @@ class _Decision:
     interface: ModelInterface
     changes: tuple[NodeChange, ...]
     not_simplified: str | None
+    forced: tuple[BranchPath, ...]
     carried: tuple[StatePair, ...]
     undeclared: tuple[StatePair, ...]
     undeclared_units: int
@@ -191,7 +193,9 @@ def shrink(
             gc.collect()  # a graph's nodes and values refer to one another; ONNX Runtime needs the memory now
             progress("verifying")
             parity, *_ = [
-                verify(original, unfinished, carried=decision.carried, compact_state=compact_state)
+                verify(
+                    original, unfinished, carried=decision.carried, compact_state=compact_state, forced=decision.forced
+                )
                 for original in originals
             ]
             after = replace(after, bytes=sum(file.stat().st_size for file in unfinished.parent.iterdir()))
@@ -210,12 +214,13 @@ def _decide(
     progress("deciding")
     graph = normalised.model.graph
     pairs = _carried(graph, interface, carried)
-    plan = plan_surgery(graph, carried=pairs, compact_state=compact_state)
+    plan, forced = _proven_plan(graph, interface, pairs, compact_state, progress)
     undeclared, undeclared_units = _undeclared(graph, plan, pairs)
     decision = _Decision(
         interface=interface,
         changes=plan.changes,
         not_simplified=normalised.not_simplified,
+        forced=forced,
         carried=pairs,
         undeclared=undeclared,
         undeclared_units=undeclared_units,
@@ -225,6 +230,32 @@ def _decide(
         before=Sizes(parameters=weights, multiply_adds=multiply_adds(graph), bytes=interface.file_bytes),
     )
     return decision, _Work(normalised=normalised, plan=plan)
+
+
+def _proven_plan(
+    graph: ir.Graph,
+    interface: ModelInterface,
+    carried: tuple[StatePair, ...],
+    compact_state: bool,
+    progress: Progress,
+) -> tuple[SurgeryPlan, tuple[BranchPath, ...]]:
+    """Plan, and leave alone each branch of an If that cannot be run, as a cut in it could not be proven.
+
+    Returns the plan, and the branches to force when it is verified.
+    """
+    left_alone: dict[ir.Graph, str] = {}
+    ran: set[BranchPath] = set()
+    while True:
+        plan = plan_surgery(graph, carried=carried, compact_state=compact_state, left_alone=left_alone)
+        changed = changed_branches(plan) if plan.removes_something else ()
+        unseen = [branch.path for branch in changed if branch.path not in ran and branch.graph not in left_alone]
+        if not unseen:
+            return plan, tuple(branch.path for branch in changed)
+        progress("running each branch")
+        ran |= runnable(interface, unseen, carried=carried)
+        reason = "it lies in the {}, which runs at none of the inputs tried, so that a cut could not be proven"
+        left_alone |= {branch.graph: reason.format(branch.path[-1]) for branch in changed
+                       if branch.path in unseen and branch.path not in ran}  # fmt: skip
 
 
 def _result(
@@ -302,5 +333,5 @@ def _undeclared(graph: ir.Graph, plan: SurgeryPlan, pairs: Sequence[StatePair]) 
     missing = tuple(pair for pair in find_state(graph) if pair not in pairs)
     if not missing or outputs <= {output for _, output in (*pairs, *missing)}:
         return (), 0
-    freed = plan_surgery(graph, carried=[*pairs, *missing], compact_state=False).units_removed - plan.units_removed
-    return missing, freed
+    declared = plan_surgery(graph, carried=[*pairs, *missing], compact_state=False, left_alone=plan.left_alone)
+    return missing, declared.units_removed - plan.units_removed

@@ -21,8 +21,9 @@ from toolchain.graph.cells import BoolArray, CellArray, Couple, Space, Statement
 from toolchain.graph.costs import QUANTIZED_LSTM
 from toolchain.graph.layout import components
 from toolchain.graph.program import Program, demanded
+from toolchain.graph.subgraphs import bodies_of
 from toolchain.graph.surgery import Blocker, NodeChange, SurgeryPlan, layout_of
-from toolchain.graph.unrolled import is_recurrent, name_of
+from toolchain.graph.unrolled import name_of
 from toolchain.recurrent import GATES
 
 # Each price costs one more plan; beyond so many distinct ones the rest stay unknown.
@@ -86,14 +87,11 @@ def explain(plan: SurgeryPlan) -> tuple[NodeExplanation, ...]:
 
 def left_whole(graph: ir.Graph) -> tuple[Blocker, ...]:
     """Return the recurrent nodes that the surgery does not plan for, and why."""
-    reasons = {
-        True: "its weights are quantized; shrink the float model first, then quantize the result",
-        False: "it lies inside a subgraph (If, Loop or Scan)",
-    }
+    reason = "its weights are quantized; shrink the float model first, then quantize the result"
     return tuple(
-        Blocker(node=name_of(node), op_type=node.op_type, reason=reasons[node.op_type == QUANTIZED_LSTM])
+        Blocker(node=name_of(node), op_type=node.op_type, reason=reason)
         for node in graph.all_nodes()
-        if is_recurrent(node) and (node.op_type == QUANTIZED_LSTM or node.graph is not graph)
+        if node.op_type == QUANTIZED_LSTM
     )
 
 
@@ -222,7 +220,7 @@ def _transparent(program: Program, node: ir.Node) -> Transfer | None:
     Shapes must be the same, or at least their last axes, then taken to be the neurons'.
     """
     computed = [value for value in node.inputs if value is not None and value.const_value is None]
-    if node.op_type in GATES or len(node.outputs) != 1 or not computed:
+    if node.op_type in GATES or bodies_of(node) or len(node.outputs) != 1 or not computed:
         return None
     spaces = [program.numbering.spaces.get(id(value)) for value in (node.outputs[0], *computed)]
     out = spaces[0]
