@@ -5,6 +5,7 @@ load -> normalise -> (prune) -> plan: demand, layout -> apply: rewrite -> verify
 
 from __future__ import annotations
 
+import gc
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -20,7 +21,7 @@ from toolchain.graph.branches import BranchPath, changed_branches
 from toolchain.graph.carried import find_state
 from toolchain.graph.costs import multiply_adds, parameters
 from toolchain.graph.explanation import NodeExplanation, explain, left_whole
-from toolchain.graph.loading import load_model, save_model, written_whole
+from toolchain.graph.loading import load_model, written_model
 from toolchain.graph.normalise import Normalised, normalise
 from toolchain.graph.program import StatePair
 from toolchain.graph.surgery import Blocker, NodeChange, SurgeryPlan, apply_surgery, plan_surgery
@@ -114,11 +115,11 @@ class ShrinkResult:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Decision:
-    """A model that was read, and what is to be done with it."""
+    """A model that was read, and what was found in it; holds no weights."""
 
     interface: ModelInterface
-    normalised: Normalised
-    plan: SurgeryPlan
+    changes: tuple[NodeChange, ...]
+    not_simplified: str | None
     forced: tuple[BranchPath, ...]
     carried: tuple[StatePair, ...]
     undeclared: tuple[StatePair, ...]
@@ -128,6 +129,14 @@ class _Decision:
     explanations: tuple[NodeExplanation, ...]
     pruned: PruningReport | None
     before: Sizes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Work:
+    """A model in memory, and how it is to be cut."""
+
+    normalised: Normalised
+    plan: SurgeryPlan
 
 
 def shrink(
@@ -172,17 +181,19 @@ def shrink(
         target = Path(output) if output is not None else default_output(source)
         mask = None if masked is None else Path(masked)
         _check_targets(source, target, mask)
-        decision = _decide(source, carried, compact_state, explained, pruning, progress)
-        if not decision.plan.removes_something:
+        decision, work = _decide(source, carried, compact_state, explained, pruning, progress)
+        _check_targets(source, target, mask, decision.interface.weights_files)
+        if not work.plan.removes_something:
             return _result(decision, "nothing_to_remove", decision.before)
         with ExitStack() as files:  # both files get their names, or neither
             originals = [] if decision.pruned else [decision.interface]
             if (mask is not None or decision.pruned) and not dry_run:
-                unfinished_mask = files.enter_context(written_whole(mask) if mask is not None else _for_a_while())
-                save_model(decision.normalised.model, unfinished_mask)
-                originals.append(read_interface(unfinished_mask))
+                place = (
+                    mask or Path(files.enter_context(tempfile.TemporaryDirectory(prefix="toolchain-"))) / "masked.onnx"
+                )
+                originals.append(read_interface(files.enter_context(written_model(work.normalised.model, place))))
             progress("rewriting")
-            smaller = apply_surgery(decision.plan, decision.normalised)
+            smaller = apply_surgery(work.plan, work.normalised)
             after = Sizes(
                 parameters=parameters(smaller.graph),
                 multiply_adds=multiply_adds(smaller.graph),
@@ -190,8 +201,9 @@ def shrink(
             )
             if dry_run:
                 return _result(decision, "dry_run", after)
-            unfinished = files.enter_context(written_whole(target))
-            save_model(smaller, unfinished)
+            unfinished = files.enter_context(written_model(smaller, target))
+            del smaller, work
+            gc.collect()  # a graph's nodes and values refer to one another; ONNX Runtime needs the memory now
             progress("verifying")
             parity, *_ = [
                 verify(
@@ -199,7 +211,7 @@ def shrink(
                 )
                 for original in originals
             ]
-            after = replace(after, bytes=read_interface(unfinished).file_bytes)
+            after = replace(after, bytes=sum(file.stat().st_size for file in unfinished.parent.iterdir()))
         return _result(decision, "written", after, output=target, parity=parity)
 
 
@@ -210,7 +222,7 @@ def _decide(
     explained: bool,
     pruning: Pruning | None,
     progress: Progress,
-) -> _Decision:
+) -> tuple[_Decision, _Work]:
     """Read a model and plan its surgery."""
     progress("reading")
     model, interface = load_model(source)
@@ -227,10 +239,10 @@ def _decide(
         pruned = prune(normalised, interface, analysis, pruning, progress)
     plan, forced = _proven_plan(graph, interface, pairs, compact_state, progress)
     undeclared, undeclared_units = _undeclared(graph, plan, pairs)
-    return _Decision(
+    decision = _Decision(
         interface=interface,
-        normalised=normalised,
-        plan=plan,
+        changes=plan.changes,
+        not_simplified=normalised.not_simplified,
         forced=forced,
         carried=pairs,
         undeclared=undeclared,
@@ -241,6 +253,7 @@ def _decide(
         pruned=pruned,
         before=before,
     )
+    return decision, _Work(normalised=normalised, plan=plan)
 
 
 def _proven_plan(
@@ -276,14 +289,14 @@ def _result(
         status=status,
         source=decision.interface.path,
         output=output,
-        nodes=decision.plan.changes,
+        nodes=decision.changes,
         before=decision.before,
         after=after,
         parity=parity,
         carried=decision.carried,
         undeclared=decision.undeclared,
         undeclared_units=decision.undeclared_units,
-        not_simplified=decision.normalised.not_simplified,
+        not_simplified=decision.not_simplified,
         left_whole=decision.left_whole,
         unrolled=decision.unrolled,
         explanations=decision.explanations,
@@ -294,13 +307,6 @@ def _result(
 def default_output(source: Path) -> Path:
     """Return the name beside the input: `model.onnx` becomes `model.shrunk.onnx`."""
     return source.with_name(f"{source.name.removesuffix('.onnx')}.shrunk.onnx")
-
-
-@contextmanager
-def _for_a_while() -> Iterator[Path]:
-    """Yield a path in a temporary folder."""
-    with tempfile.TemporaryDirectory(prefix="toolchain-") as folder:
-        yield Path(folder) / "masked.onnx"
 
 
 @contextmanager
@@ -318,13 +324,18 @@ def _as_file(model: str | Path | onnx.ModelProto | ir.Model, output: str | Path 
         yield path
 
 
-def _check_targets(source: Path, *targets: Path | None) -> None:
-    for target in targets:
-        if target is not None and target.resolve() == source.resolve():
+def _check_targets(source: Path, target: Path, mask: Path | None, weights: Sequence[Path] = ()) -> None:
+    """Refuse to write over what is read, or one result over the other."""
+    taken = {source.resolve(): "is the model to shrink"}
+    taken |= {file.resolve(): "holds weights of the model to shrink" for file in weights}
+    for place in (target, mask):
+        if place is not None and place.resolve() in taken:
             raise OutputError(
-                f"{target}: is the model to shrink; expected another file, because the input is never "
-                "changed. Choose another name with -o."
+                f"{place}: {taken[place.resolve()]}; expected another file, because the input is never changed. "
+                "Choose another name."
             )
+    if mask is not None and mask.resolve() == target.resolve():
+        raise OutputError(f"{mask}: is to hold both results; expected a file for each. Choose another name.")
 
 
 def _carried(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from toolchain.cli.json_file import write_json
+from toolchain.cli.json_file import check_json, write_json
 from toolchain.cli.prune_options import curve_lines, flags_of, prune_options, pruning_of, report_lines
 from toolchain.errors import ToolchainError
 
@@ -68,6 +68,7 @@ def shrink(
 
     from toolchain import shrinking
 
+    check_json(json_file, model, output or shrinking.default_output(model), masked)
     messages = Console(stderr=True)
     pruning = pruning_of(**pruning_options)
     try:

@@ -35,7 +35,7 @@ class Edits:
     def constant(self, array: npt.NDArray[Any], *, stem: str) -> ir.Value:
         """Return a new initializer named after `stem`, or the one made before with the same stem and content."""
         array = np.asarray(array, order="C")  # `ascontiguousarray` would turn a scalar into a vector
-        key = (stem, hashlib.sha256(repr((array.dtype, array.shape)).encode() + array.tobytes()).digest())
+        key = (stem, _digest(array))
         if key not in self._made:
             tensor = ir.tensor(array)
             name = self.fresh(stem)
@@ -98,6 +98,13 @@ class Edits:
         assert graph is not None
         (graph.insert_after if after else graph.insert_before)(node, [new])
         return outputs
+
+
+def _digest(array: npt.NDArray[Any]) -> bytes:
+    """Return what tells a constant from others, without a copy of it."""
+    digest = hashlib.sha256(repr((array.dtype, array.shape)).encode())
+    digest.update(repr(array.tolist()).encode() if array.dtype.hasobject else array.reshape(-1).view(np.uint8).data)
+    return digest.digest()
 
 
 def set_integers(edits: Edits, node: ir.Node, name: str, index: int, numbers: Sequence[int]) -> None:

@@ -11,9 +11,10 @@ not known, and None says so.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 import onnx_ir as ir
 
 from toolchain.graph.cells import BoolArray, CellArray, Couple, Space, Statement, Transfer, couple, pairs
@@ -75,13 +76,12 @@ class NodeExplanation:
 def explain(plan: SurgeryPlan) -> tuple[NodeExplanation, ...]:
     """Explain every recurrent node of a plan; the graph and the plan are not changed."""
     program = plan.program
-    demand, labels = demanded(program), _classes(plan)
-    prices = _Prices(program)
-    recurrent = [(view.node, transfer) for view, transfer in zip(program.nodes, program.transfers, strict=True)
+    demand, places, prices = demanded(program), _Places(program, _classes(plan)), _Prices(program)
+    recurrent = [transfer for view, transfer in zip(program.nodes, program.transfers, strict=True)
                  if view.node.op_type in GATES]  # fmt: skip
     return tuple(
-        _explanation(program, change, node, transfer, demand, labels, prices)
-        for change, (node, transfer) in zip(plan.changes, recurrent, strict=True)
+        _explanation(change, transfer, demand, places, prices)
+        for change, transfer in zip(plan.changes, recurrent, strict=True)
     )
 
 
@@ -96,13 +96,7 @@ def left_whole(graph: ir.Graph) -> tuple[Blocker, ...]:
 
 
 def _explanation(
-    program: Program,
-    change: NodeChange,
-    node: ir.Node,
-    transfer: Transfer,
-    demand: BoolArray,
-    labels: CellArray,
-    prices: _Prices,
+    change: NodeChange, transfer: Transfer, demand: BoolArray, places: _Places, prices: _Prices
 ) -> NodeExplanation:
     units = transfer.neurons.get("units")
     known = [blocker for blocker in change.blocked_by if prices.of([blocker]) is not None]
@@ -113,7 +107,7 @@ def _explanation(
         live=(change.hidden_before,) * change.num_directions if units is None
         else tuple(int(count) for count in demand[units.cells].sum(axis=1)),
         kept=change.hidden_after,
-        coupled_with=() if units is None else _couplings(program, node, units, labels),
+        coupled_with=() if units is None else places.coupled_with(units),
         blocked_by=tuple(PricedBlocker(node=blocker.node, op_type=blocker.op_type, reason=blocker.reason,
                                        would_free=prices.of([blocker])) for blocker in change.blocked_by),
         would_free_together=prices.of(known) if known else None,
@@ -127,22 +121,35 @@ def _classes(plan: SurgeryPlan) -> CellArray:
     return components(plan.program.numbering.size, [*plan.program.couples, *joined])
 
 
-def _couplings(program: Program, node: ir.Node, units: Space, labels: CellArray) -> tuple[Coupling, ...]:
-    own = set(labels[units.cells.ravel()].tolist())
+class _Places:
+    """Everything that units can be coupled with, found by the classes of its cells."""
 
-    def shares(space: Space) -> bool:
-        return not own.isdisjoint(labels[space.cells.ravel()].tolist())
+    def __init__(self, program: Program, labels: CellArray) -> None:
+        self._labels = labels
+        self._places = tuple(_places(program))
+        self._of_class: dict[int, list[int]] = {}
+        for number, (space, _) in enumerate(self._places):
+            for label in np.unique(labels[space.cells]).tolist():
+                self._of_class.setdefault(label, []).append(number)
 
-    found = []
+    def coupled_with(self, units: Space) -> tuple[Coupling, ...]:
+        """Return what shares a class with a node's units, in the graph's order."""
+        classes = np.unique(self._labels[units.cells]).tolist()
+        numbers = sorted({number for label in classes for number in self._of_class.get(label, ())})
+        return tuple(coupling for space, coupling in map(self._places.__getitem__, numbers) if space != units)
+
+
+def _places(program: Program) -> Iterator[tuple[Space, Coupling]]:
     for view, transfer in zip(program.nodes, program.transfers, strict=True):
         for part, kind in (("units", "units"), ("inputs", "input")):
-            other = transfer.neurons.get(part) if view.node.op_type in GATES else None
-            if other is not None and other != units and shares(other):
-                found.append(Coupling(name=name_of(view.node), part=kind))
+            space = transfer.neurons.get(part) if view.node.op_type in GATES else None
+            if space is not None:
+                yield space, Coupling(name=name_of(view.node), part=kind)
     for values, kind in ((program.graph.inputs, "graph input"), (program.graph.outputs, "graph output")):
-        spaces = {str(value.name): program.numbering.spaces.get(id(value)) for value in values}
-        found += [Coupling(name=name, part=kind) for name, space in spaces.items() if space and shares(space)]
-    return tuple(found)
+        for value in values:
+            space = program.numbering.spaces.get(id(value))
+            if space is not None:
+                yield space, Coupling(name=str(value.name), part=kind)
 
 
 class _Prices:

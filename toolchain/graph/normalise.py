@@ -119,7 +119,7 @@ def _lift_weights(graph: ir.Graph) -> dict[str, ir.TensorProtocol]:
     lifted: dict[str, ir.TensorProtocol] = {}
     for name, value in list(graph.initializers.items()):
         tensor = value.const_value
-        if tensor is None or name in outputs:
+        if tensor is None or name in outputs or tensor.dtype == ir.DataType.STRING:
             continue
         if tensor.size <= LIFTED_ELEMENTS:
             value.const_value = ir.tensor(np.array(tensor.numpy()), name=name)  # in memory, wherever it was

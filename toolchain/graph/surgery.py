@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
 import onnx_ir as ir
@@ -87,10 +87,9 @@ def plan_surgery(
     """
     program = describe(graph, carried=carried, compact_state=compact_state, left_alone=left_alone)
     layout = layout_of(program)
-    transfers = {view.node: transfer for view, transfer in zip(program.nodes, program.transfers, strict=True)}
-    owner = owners(graph)
+    blockers = _blockers(program)
     changes = tuple(
-        _change(node, transfer, layout.kept, _blockers(program, node.node, transfers, owner))
+        _change(node, transfer, layout.kept, blockers)
         for node, transfer in zip(program.nodes, program.transfers, strict=True)
         if node.node.op_type in GATES
     )
@@ -164,8 +163,9 @@ def _resize_values(program: Program, kept: Kept) -> None:
                                 in zip(value.shape, lengths, space.dynamic, strict=True)])  # fmt: skip
 
 
-def _change(node: NodeView, transfer: Transfer, kept: Kept, blockers: tuple[Blocker, ...]) -> NodeChange:
+def _change(node: NodeView, transfer: Transfer, kept: Kept, behind: Mapping[int, tuple[Blocker, ...]]) -> NodeChange:
     name = node.node.name or str(node.node.outputs[0].name)
+    blockers = tuple(dict.fromkeys(blocker for value in node.node.outputs for blocker in behind[id(value)]))
     if transfer.blocked is not None:
         W = node.node.inputs[1]
         shape = W.shape if W is not None else None
@@ -185,31 +185,52 @@ def _num_directions(node: NodeView) -> int:
     return 2 if node.attribute("direction", "forward") == "bidirectional" else 1
 
 
-def _blockers(
+def _blockers(program: Program) -> dict[int, tuple[Blocker, ...]]:
+    """Return, by the value's id, whatever is not understood behind each value, or the interface; matrices end the walk.
+
+    What lies behind a value is the union of what lies behind those that follow, so one pass backwards finds all.
+    """
+    transfers = {view.node: transfer for view, transfer in zip(program.nodes, program.transfers, strict=True)}
+    owner = owners(program.graph)
+    fed_back = {int(cell) for pair in program.carried for cell in pair.b}
+    values = (value for graph in graphs_in(program.graph) for value in values_of(graph))
+    steps = {id(value): _step(program, value, transfers, owner, fed_back) for value in values}
+    bits: dict[Blocker, int] = {}
+    behind = {}
+    for key, (blockers, _) in steps.items():
+        behind[key] = sum(1 << bits.setdefault(blocker, len(bits)) for blocker in set(blockers))
+    settled = False
+    while not settled:
+        settled = True
+        for key, (_, followers) in reversed(steps.items()):
+            joined = behind[key]
+            for value in followers:
+                joined |= behind[id(value)]
+            settled &= joined == behind[key]
+            behind[key] = joined
+    return {key: tuple(blocker for blocker, bit in bits.items() if bitset >> bit & 1) for key, bitset in behind.items()}
+
+
+def _step(
     program: Program,
-    recurrent: ir.Node,
+    value: ir.Value,
     transfers: Mapping[ir.Node, Transfer],
     owner: Mapping[ir.Graph | None, ir.Node],
-) -> tuple[Blocker, ...]:
-    """Follow a node's outputs to whatever is not understood, or to the interface; matrices end the walk."""
-    fed_back = {int(cell) for pair in program.carried for cell in pair.b}
-    found: dict[str, Blocker] = {}
-    pending, seen = list(recurrent.outputs), set()
-    while pending:
-        value = pending.pop()
-        if id(value) in seen:
-            continue
-        seen.add(id(value))
-        returned = value.is_graph_output()
-        if returned and value.graph is program.graph and program.numbering.of_value(value).first not in fed_back:
-            found[str(value.name)] = Blocker(node=str(value.name), op_type="graph output",
-                                             reason="the model's interface returns these units")  # fmt: skip
-        readers = [reader for reader, _ in value.uses()]
-        for reader in [*readers, owner[value.graph]] if returned and value.graph in owner else readers:
-            transfer = transfers[reader]
-            if transfer.blocked is not None:
-                name = reader.name or str(reader.outputs[0].name)
-                found[name] = Blocker(node=name, op_type=reader.op_type, reason=transfer.blocked)
-            elif transfer.statements and not {"rows", "units"} & set(transfer.neurons):
-                pending += [*reader.outputs, *(given for body in bodies_of(reader) for given in body.inputs)]
-    return tuple(found.values())
+    fed_back: Collection[int],
+) -> tuple[list[Blocker], list[ir.Value]]:
+    """Return what blocks a value itself, and the values that its units go on to."""
+    found: list[Blocker] = []
+    followers: list[ir.Value] = []
+    returned = value.is_graph_output()
+    if returned and value.graph is program.graph and program.numbering.of_value(value).first not in fed_back:
+        found.append(Blocker(node=str(value.name), op_type="graph output",
+                             reason="the model's interface returns these units"))  # fmt: skip
+    readers = [reader for reader, _ in value.uses()]
+    for reader in [*readers, owner[value.graph]] if returned and value.graph in owner else readers:
+        transfer = transfers[reader]
+        if transfer.blocked is not None:
+            name = reader.name or str(reader.outputs[0].name)
+            found.append(Blocker(node=name, op_type=reader.op_type, reason=transfer.blocked))
+        elif transfer.statements and not {"rows", "units"} & set(transfer.neurons):
+            followers += [*reader.outputs, *(given for body in bodies_of(reader) for given in body.inputs)]
+    return found, followers
