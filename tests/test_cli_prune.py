@@ -131,3 +131,16 @@ def test_wrong_requests_write_nothing(model: Path, arguments: list[str], status:
     assert done.exit_code == status, done.output
     assert message in done.output
     assert sorted(path.name for path in model.parent.iterdir()) == before
+
+
+def test_a_family_is_written_from_one_analysis(model: Path) -> None:
+    done = shrink("model.onnx", "--family", "0.25,0.5", "--calibration", "samples.npz", "--json", "f.json")
+    assert done.exit_code == 0, done.output
+    members = json.loads(Path("f.json").read_text())["family"]
+    hidden = [[node["hidden_size"]["after"] for node in member["nodes"]] for member in members]
+    assert [sum(sizes) for sizes in hidden] == [HIDDEN * 2 * 3 // 4, HIDDEN]
+    for member, name in zip(members, ("model.shrunk-25.onnx", "model.shrunk-50.onnx"), strict=True):
+        assert member["status"] == "written"
+        assert [h for _, h in recurrent_shapes(Path(name))] == [n["hidden_size"]["after"] for n in member["nodes"]]
+    assert "Next: toolchain bench model.shrunk-25.onnx model.shrunk-50.onnx --baseline model.onnx" in done.output
+    assert shrink("model.onnx", "--family", "0.25,1.5").exit_code == 2

@@ -28,6 +28,7 @@ from toolchain.graph.surgery import Blocker, NodeChange, SurgeryPlan, apply_surg
 from toolchain.graph.unrolled import Unrolled, find_unrolled
 from toolchain.interface import ModelInterface, read_interface
 from toolchain.oneshot.pruning import Pruning, PruningReport, analyse_for, prune
+from toolchain.oneshot.selection import Analysis
 from toolchain.verification import Parity, runnable, verify
 
 SCHEMA = 1
@@ -149,6 +150,7 @@ def shrink(
     masked: str | Path | None = None,
     explained: bool = False,
     pruning: Pruning | None = None,
+    analysis: Analysis | None = None,
     progress: Progress = lambda stage: None,
 ) -> ShrinkResult:
     """Rewrite a model with smaller recurrent tensors.
@@ -164,6 +166,7 @@ def shrink(
         explained: also say why each recurrent node keeps what it keeps, which costs a plan per blocker.
         pruning: give up living neurons first, at the least error of the outputs; the result is then proven equal to the
             model with those neurons' weights zeroed, and how far that is from `model` is measured.
+        analysis: of the same file for the same samples, from `analyse_file`, where several targets share one.
         progress: called with the name of each step as it begins.
 
     Returns:
@@ -181,7 +184,7 @@ def shrink(
         target = Path(output) if output is not None else default_output(source)
         mask = None if masked is None else Path(masked)
         _check_targets(source, target, mask)
-        decision, work = _decide(source, carried, compact_state, explained, pruning, progress)
+        decision, work = _decide(source, carried, compact_state, explained, pruning, analysis, progress)
         _check_targets(source, target, mask, decision.interface.weights_files)
         if not work.plan.removes_something:
             return _result(decision, "nothing_to_remove", decision.before)
@@ -215,12 +218,33 @@ def shrink(
         return _result(decision, "written", after, output=target, parity=parity)
 
 
+def analyse_file(
+    source: Path,
+    pruning: Pruning,
+    *,
+    carried: str | Sequence[StatePair] | None = None,
+    progress: Progress = lambda stage: None,
+) -> Analysis:
+    """Analyse what a model could give up; what `shrink` then does for a ratio needs no second analysis.
+
+    Raises:
+        ModelFileError: the file is no valid model.
+        CalibrationError: the samples do not fit it.
+        SelectionError: no neuron can be given up.
+    """
+    model, interface = load_model(source)
+    normalised = normalise(model)
+    pairs = _carried(normalised.model.graph, interface, carried)
+    return analyse_for(normalised.model, interface, pairs, pruning, progress)
+
+
 def _decide(
     source: Path,
     carried: str | Sequence[StatePair] | None,
     compact_state: bool,
     explained: bool,
     pruning: Pruning | None,
+    analysis: Analysis | None,
     progress: Progress,
 ) -> tuple[_Decision, _Work]:
     """Read a model and plan its surgery."""
@@ -235,7 +259,8 @@ def _decide(
     before = Sizes(parameters=weights, multiply_adds=multiply_adds(graph), bytes=interface.file_bytes)
     pruned = None
     if pruning is not None:
-        analysis = analyse_for(normalised.model, interface, pairs, pruning, progress)
+        if analysis is None:
+            analysis = analyse_for(normalised.model, interface, pairs, pruning, progress)
         pruned = prune(normalised, interface, analysis, pruning, progress)
     plan, forced = _proven_plan(graph, interface, pairs, compact_state, progress)
     undeclared, undeclared_units = _undeclared(graph, plan, pairs)

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import click
 
 if TYPE_CHECKING:
     from toolchain.oneshot.pruning import Pruning, PruningReport
+    from toolchain.oneshot.selection import TargetKind
 
 SECONDS = {"s": 1.0, "ms": 1e-3, "us": 1e-6}
 CRITERIA = ("reconstruct", "magnitude", "activation", "random")
-TARGETS = {"ratio": "ratio", "keep_parameters": "parameters", "keep_macs": "multiply_adds",
+TARGETS: dict[str, TargetKind] = {"ratio": "ratio", "family": "ratio", "keep_parameters": "parameters", "keep_macs": "multiply_adds",
            "target_latency": "latency", "max_error": "error"}  # fmt: skip
 
 
@@ -31,12 +33,25 @@ def _latency(ctx: click.Context, parameter: click.Parameter, value: str | None) 
     return seconds
 
 
+def _shares(ctx: click.Context, parameter: click.Parameter, value: str | None) -> tuple[float, ...]:
+    """Read a list of shares such as 0.25,0.5,0.75."""
+    try:
+        shares = tuple(dict.fromkeys(float(part) for part in value.split(","))) if value else ()
+    except ValueError:
+        shares = (0.0,)
+    if any(not 0 < share < 1 for share in shares):
+        raise click.BadParameter(f"{value!r}: expected shares between 0 and 1 such as 0.25,0.5,0.75.", ctx, parameter)
+    return shares
+
+
 def prune_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the options to a command; they arrive as keyword arguments for `pruning_of`."""
+    """Add the options to a command; they arrive as the fields of `PruneOptions`."""
     above_zero = click.FloatRange(min=0, min_open=True)
     options = (
         click.option("--ratio", type=click.FloatRange(0, 1, min_open=True, max_open=True), metavar="SHARE",
                      help="Give up this share of the hidden units, at the least error."),
+        click.option("--family", callback=_shares, metavar="SHARE,…",
+                     help="Write a model for each of these shares, from one analysis."),
         click.option("--keep-parameters", type=above_zero, metavar="NUMBER|SHARE",
                      help="Give up neurons until so many parameters are left (below 1: that share)."),
         click.option("--keep-macs", type=above_zero, metavar="NUMBER|SHARE",
@@ -58,42 +73,63 @@ def prune_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
-def pruning_of(*, calibration: str | None, criterion: str | None, no_compensate: bool, seed: int, steps: int,
-               **targets: float | None) -> Pruning | None:  # fmt: skip
-    """Return what the options ask for, None when they ask for nothing.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PruneOptions:
+    """The options as they were typed."""
 
-    Raises:
-        click.UsageError: two targets, or options without a target.
-    """
-    named = {name: value for name, value in targets.items() if value is not None}
-    flags = [f"--{name.replace('_', '-')}" for name in named]
-    if len(flags) > 1:
-        raise click.UsageError(f"{' and '.join(flags)}: two targets; expected one. Choose the one that matters.")
-    if not flags:
-        if calibration is not None or criterion is not None or no_compensate:
-            raise click.UsageError(
-                "--calibration, --criterion and --no-compensate: expected a target beside them. Add --ratio 0.5, "
-                "--max-error 0.01, --keep-macs 0.5, --keep-parameters 0.5 or --target-latency 2ms."
-            )
-        return None
-    from toolchain.oneshot.pruning import Pruning
-    from toolchain.oneshot.selection import Target
+    ratio: float | None
+    family: tuple[float, ...]
+    keep_parameters: float | None
+    keep_macs: float | None
+    target_latency: float | None
+    steps: int
+    max_error: float | None
+    calibration: str | None
+    criterion: str | None
+    no_compensate: bool
+    seed: int
 
-    ((name, value),) = named.items()
-    return Pruning(target=Target(kind=TARGETS[name], value=value), calibration=calibration,  # type: ignore[arg-type]
-                   criterion=criterion, compensate=not no_compensate, seed=seed, steps=steps)  # fmt: skip
+    def pruning(self) -> Pruning | None:
+        """Return what the options ask for, None when they ask for nothing; a family's first share stands for all.
 
+        Raises:
+            click.UsageError: two targets, or options without a target.
+        """
+        named = {name: value for name in TARGETS if (value := getattr(self, name))}
+        flags = [f"--{name.replace('_', '-')}" for name in named]
+        if len(flags) > 1:
+            raise click.UsageError(f"{' and '.join(flags)}: two targets; expected one. Choose the one that matters.")
+        if not flags:
+            if self.calibration is not None or self.criterion is not None or self.no_compensate:
+                raise click.UsageError(
+                    "--calibration, --criterion and --no-compensate: expected a target beside them. Add --ratio 0.5, "
+                    "--max-error 0.01, --keep-macs 0.5, --keep-parameters 0.5 or --target-latency 2ms."
+                )
+            return None
+        from toolchain.oneshot.pruning import Pruning
+        from toolchain.oneshot.selection import Target
 
-def flags_of(*, calibration: str | None, criterion: str | None, no_compensate: bool, seed: int, steps: int,
-             **targets: float | None) -> list[str]:  # fmt: skip
-    """Return the options as they were typed."""
-    given = {**targets, "calibration": calibration, "criterion": criterion, "seed": seed or None}
-    if targets.get("target_latency") is not None:
-        given["steps"] = steps
-    if given.get("target_latency") is not None:
-        given["target_latency"] = f"{given['target_latency']}s"
-    flags = [f"--{name.replace('_', '-')} {value}" for name, value in given.items() if value is not None]
-    return [*flags, *(["--no-compensate"] if no_compensate else [])]
+        ((name, value),) = named.items()
+        target = Target(kind=TARGETS[name], value=value[0] if isinstance(value, tuple) else value)
+        return Pruning(target=target, calibration=self.calibration, criterion=self.criterion,
+                       compensate=not self.no_compensate, seed=self.seed, steps=self.steps)  # fmt: skip
+
+    def flags(self) -> list[str]:
+        """Return the options that ask for the same again."""
+        given: dict[str, object] = {
+            "ratio": self.ratio,
+            "family": ",".join(f"{share:g}" for share in self.family) or None,
+            "keep-parameters": self.keep_parameters,
+            "keep-macs": self.keep_macs,
+            "target-latency": None if self.target_latency is None else f"{self.target_latency:g}s",
+            "steps": None if self.target_latency is None else self.steps,
+            "max-error": self.max_error,
+            "calibration": self.calibration,
+            "criterion": self.criterion,
+            "seed": self.seed or None,
+        }
+        flags = [f"--{name} {value}" for name, value in given.items() if value is not None]
+        return [*flags, *(["--no-compensate"] if self.no_compensate else [])]
 
 
 def report_lines(report: PruningReport) -> list[str]:

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from toolchain.cli.family import shrink_family
 from toolchain.cli.json_file import check_json, write_json
-from toolchain.cli.prune_options import curve_lines, flags_of, prune_options, pruning_of, report_lines
+from toolchain.cli.prune_options import PruneOptions, curve_lines, prune_options, report_lines
 from toolchain.errors import ToolchainError
 
 if TYPE_CHECKING:
@@ -70,7 +71,12 @@ def shrink(
 
     check_json(json_file, model, output or shrinking.default_output(model), masked)
     messages = Console(stderr=True)
-    pruning = pruning_of(**pruning_options)
+    options = PruneOptions(**pruning_options)
+    pruning = options.pruning()
+    if pruning is not None and options.family:
+        shrink_family(model, options.family, pruning, output, carried=carried, compact_state=compact_state,
+                      dry_run=dry_run, json_file=json_file)  # fmt: skip
+        return
     try:
         with messages.status("reading") as status:
             result = shrinking.shrink(model, output, carried=carried, compact_state=compact_state,  # type: ignore[arg-type]
@@ -80,7 +86,7 @@ def shrink(
         write_json(json_file, {"schema": shrinking.SCHEMA, "status": "error", "message": str(error)})
         raise
     write_json(json_file, result.to_json())
-    _print(result, _again(model, output, carried, compact_state, masked, flags_of(**pruning_options)))
+    _print(result, _again(model, output, carried, compact_state, masked, options.flags()))
     if result.status == "nothing_to_remove":
         sys.exit(NOTHING_TO_SHRINK)
 

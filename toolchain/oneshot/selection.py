@@ -35,6 +35,7 @@ from toolchain.oneshot.survey import Survey, survey
 from toolchain.runtime import open_session
 
 Progress = Callable[[str], None]
+TargetKind = Literal["ratio", "parameters", "multiply_adds", "latency", "error"]
 StatePair = tuple[str, str]
 POINTS = (0.25, 0.5, 0.75, 0.95)  # of a group's candidates: where the output error is measured
 ROUNDING = 1e-9  # of a share computed from whole units
@@ -45,7 +46,7 @@ PROBE_CALLS = 20  # enough to rank groups; the reported error uses every held-ou
 class Target:
     """How much: a share for ratio, seconds, an error, or parameters and multiply-adds (below 1: a share of them)."""
 
-    kind: Literal["ratio", "parameters", "multiply_adds", "latency", "error"]
+    kind: TargetKind
     value: float
 
 
