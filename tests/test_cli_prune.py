@@ -93,6 +93,7 @@ def test_without_samples_random_inputs_are_named(model: Path) -> None:
     assert done.exit_code == 0, done.output
     assert "Gave up living neurons by magnitude on random inputs" in done.output
     assert "Output error when one layer alone gives up neurons:" in done.output
+    assert "of the units, " in done.output.split("Output error predicted when all layers give up neurons:")[1]
     assert "Next: toolchain shrink model.onnx --ratio 0.2" in done.output
     assert not Path("model.shrunk.onnx").exists()
 

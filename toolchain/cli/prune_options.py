@@ -15,8 +15,14 @@ if TYPE_CHECKING:
 
 SECONDS = {"s": 1.0, "ms": 1e-3, "us": 1e-6}
 CRITERIA = ("reconstruct", "magnitude", "activation", "random")
-TARGETS: dict[str, TargetKind] = {"ratio": "ratio", "family": "ratio", "keep_parameters": "parameters", "keep_macs": "multiply_adds",
-           "target_latency": "latency", "max_error": "error"}  # fmt: skip
+TARGETS: dict[str, TargetKind] = {
+    "ratio": "ratio",
+    "family": "ratio",
+    "keep_parameters": "parameters",
+    "keep_macs": "multiply_adds",
+    "target_latency": "latency",
+    "max_error": "error",
+}
 
 
 def _latency(ctx: click.Context, parameter: click.Parameter, value: str | None) -> float | None:
@@ -147,9 +153,13 @@ def report_lines(report: PruningReport) -> list[str]:
 
 
 def curve_lines(report: PruningReport) -> list[str]:
-    """Return the output error against what one group alone gives up, for --explain."""
+    """Return the output error against what is given up, by one layer alone and by all, for --explain."""
     lines = ["Output error when one layer alone gives up neurons:"]
     for group in report.groups:
         points = ", ".join(f"{removed} of {group.size}: {error:.2g}" for removed, error in group.curve)
         lines.append(f"  {', '.join(group.nodes)}: {points}")
+    lines.append("Output error predicted when all layers give up neurons:")
+    for point in report.front:
+        lines.append(f"  {point.units_removed:6.1%} of the units, {point.multiply_adds:6.1%} of the multiply-adds left: "
+                     f"{point.error:.2g}")  # fmt: skip
     return lines

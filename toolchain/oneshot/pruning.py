@@ -11,12 +11,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 import onnx_ir as ir
 
 from toolchain.errors import SelectionError
 from toolchain.graph.normalise import Normalised
 from toolchain.interface import ModelInterface
-from toolchain.oneshot.allocation import Counts
+from toolchain.oneshot.allocation import Counts, predicted_error
 from toolchain.oneshot.calibration import RANDOM, random_calibration, read_calibration
 from toolchain.oneshot.latency import first_within, timed
 from toolchain.oneshot.selection import Analysis, Method, Target, analyse, choose, commit, error_of, path_of
@@ -24,6 +25,7 @@ from toolchain.oneshot.selection import Analysis, Method, Target, analyse, choos
 Progress = Callable[[str], None]
 StatePair = tuple[str, str]
 ERROR_ROUNDS = 5  # each halves what prediction and measurement disagree by, or better; they differ by 10% at first
+FRONT = (0.1, 0.25, 0.5, 0.75, 0.9)
 NEAR = 0.85  # of the error allowed: closer than this another round is not worth its time
 
 
@@ -66,6 +68,15 @@ class GroupReport:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class FrontPoint:
+    """A model on the way from whole to smallest: units gone and multiply-adds left, as shares; error as predicted."""
+
+    units_removed: float
+    multiply_adds: float
+    error: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PruningReport:
     """What was given up.
 
@@ -74,6 +85,7 @@ class PruningReport:
     """
 
     groups: tuple[GroupReport, ...]
+    front: tuple[FrontPoint, ...]
     criterion: str
     compensated: bool
     calibration: str
@@ -151,6 +163,7 @@ def prune(
             )
             for group, count in zip(analysis.groups, counts, strict=True)
         ),
+        front=_front(analysis, pruning.target.kind),
         criterion=analysis.method.criterion,
         compensated=analysis.method.compensate,
         calibration=analysis.fit.source,
@@ -158,6 +171,20 @@ def prune(
         error=error_of(model, analysis.held_out, analysis.method.threads),
         seconds=seconds,
     )
+
+
+def _front(analysis: Analysis, kind: str) -> tuple[FrontPoint, ...]:
+    """Return the models nearest to `FRONT` shares of the units removed."""
+    path, sizes = list(path_of(analysis, kind)), analysis.sizes
+    removed = np.array([1 - sizes.share_kept(counts) for counts in path])
+    nearest = dict.fromkeys(int(np.argmin(np.abs(removed - share))) for share in FRONT)
+    curves = [group.curve for group in analysis.groups]
+    whole = sizes.multiply_adds(path[0])
+    return tuple(
+        FrontPoint(units_removed=float(removed[index]), multiply_adds=sizes.multiply_adds(path[index]) / whole,
+                   error=predicted_error(curves, path[index]))
+        for index in nearest
+    )  # fmt: skip
 
 
 def _measured(model: ir.Model, analysis: Analysis, counts: Counts, progress: Progress) -> float:
