@@ -160,6 +160,6 @@ def curve_lines(report: PruningReport) -> list[str]:
         lines.append(f"  {', '.join(group.nodes)}: {points}")
     lines.append("Output error predicted when all layers give up neurons:")
     for point in report.front:
-        lines.append(f"  {point.units_removed:6.1%} of the units, {point.multiply_adds:6.1%} of the multiply-adds left: "
-                     f"{point.error:.2g}")  # fmt: skip
+        left = f"{point.multiply_adds:6.1%} of the multiply-adds left"
+        lines.append(f"  {point.units_removed:6.1%} of the units, {left}: {point.error:.2g}")
     return lines
