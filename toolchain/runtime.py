@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +22,13 @@ RUNTIME_ERRORS: tuple[type[Exception], ...] = (
 _FATAL = 4  # log level: everything below is raised as an exception anyway, or is advice for another place
 
 
-def open_session(path: Path, *, threads: int | None = None) -> ort.InferenceSession:
+def open_session(path: Path, *, threads: int | None = None, without: Sequence[str] = ()) -> ort.InferenceSession:
     """Load a model for the CPU.
 
     Args:
-        path: an ONNX file.
+        path: an ONNX file, or one in ONNX Runtime's own format, known by its ending .ort.
         threads: for one operator; None lets ONNX Runtime choose.
+        without: graph optimisations that are not made, by ONNX Runtime's names for them.
 
     Raises:
         ModelFileError: there is no such file, or ONNX Runtime refuses it.
@@ -39,7 +41,9 @@ def open_session(path: Path, *, threads: int | None = None) -> ort.InferenceSess
     if threads is not None:
         options.intra_op_num_threads = threads
     try:
-        return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        return ort.InferenceSession(
+            str(path), options, providers=["CPUExecutionProvider"], disabled_optimizers=list(without)
+        )
     except RUNTIME_ERRORS as error:
         raise ModelFileError(
             f"{path}: ONNX Runtime {ort.__version__} does not take it ({first_line(error)}); expected a "
