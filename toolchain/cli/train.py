@@ -152,9 +152,6 @@ def _require(*packages: str) -> None:
 def _run(recipe: Recipe, *, source: Path | None, resume: Path | None, name: str | None, output: Path) -> None:
     import torch
 
-    from toolchain.cli.train_progress import TrainingDisplay
-    from toolchain.training.loop import finish
-    from toolchain.training.loop import train as carry_out
     from toolchain.training.processes import decided_by_main, join_processes, leave_processes
     from toolchain.training.rebuilding import check_start, rebuild
     from toolchain.training.training_run import begin_run, restore_run
@@ -166,8 +163,8 @@ def _run(recipe: Recipe, *, source: Path | None, resume: Path | None, name: str 
     start = None if source is None else rebuild(source, recipe)
     corpus = _load_corpus(recipe)
     if start is not None:
-        console.print(_start_lines(start, check_start(start, corpus, threads=recipe.run.threads)), highlight=False)
         recipe = replace(recipe, model=start.section)
+        console.print(_start_lines(start, check_start(start, corpus, threads=recipe.run.threads)), highlight=False)
     if resume is not None:
         folder = resume
         _check_vocabulary(folder, corpus)
@@ -182,18 +179,28 @@ def _run(recipe: Recipe, *, source: Path | None, resume: Path | None, name: str 
         write_text(folder / RECIPE, _described(corpus, source) + dump_recipe(recipe))
         write_text(folder / VOCABULARY, "\n".join(corpus.vocabulary) + "\n")
     console.print(_headline(recipe, corpus, run), highlight=False)
+    _carry_out(run, corpus, console, output)
+    leave_processes()
+
+
+def _carry_out(run: TrainingRun, corpus: Any, console: Console, output: Path) -> None:
+    """Train to the end, or until the user stops it; then write the model."""
+    from toolchain.cli.train_progress import TrainingDisplay
+    from toolchain.training.loop import finish
+    from toolchain.training.loop import train as carry_out
+
     with TrainingDisplay(console) as display, _stop_on_interrupt() as stop:
         ended = carry_out(run, report=display, stop=stop)
     if not ended:
         console.print(f"\nstopped and saved after update {run.update} of {run.schedule.updates}. "
-                      f"Go on with: toolchain train --resume {folder}", highlight=False)  # fmt: skip
+                      f"Go on with: toolchain train --resume {run.folder}", highlight=False)  # fmt: skip
         sys.exit(INTERRUPTED)
-    if processes.is_main:
-        result = finish(run, corpus, threads=recipe.run.threads)
-        write_text(folder / RESULT, json.dumps({"schema": 1, **asdict(result), "model": result.model.name}, indent=1))
+    if run.processes.is_main:
+        result = finish(run, corpus, threads=run.recipe.run.threads)
+        content = json.dumps({"schema": 1, **asdict(result), "model": result.model.name}, indent=1)
+        write_text(run.folder / RESULT, content)
         _copy(result.model, output)
-        _conclude(console, result, folder, output)
-    leave_processes()
+        _conclude(console, result, run.folder, output)
 
 
 def _load_corpus(recipe: Recipe) -> Any:
@@ -246,7 +253,7 @@ def _start_lines(start: Start, check: StartCheck) -> str:
     sizes = " + ".join(map(str, section.hidden_sizes))
     lines = [
         f"from {start.source}: embedding {section.embedding_size}, {section.cell.upper()} {sizes}; perplexity "
-        f"{check.onnx:.4g} in ONNX Runtime, {check.torch:.4g} in the rebuilt network "
+        f"{check.onnx:#.4g} in ONNX Runtime, {check.torch:#.4g} in the rebuilt network "
         f"({abs(check.torch / check.onnx - 1):.0e} apart; first {check.tokens:,} words of the validation text)"
     ]
     if start.state_widths != section.hidden_sizes:
