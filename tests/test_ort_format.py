@@ -53,7 +53,9 @@ def test_the_file_equals_its_source_to_the_last_bit(tmp_path: Path, make: object
     assert result.parity.max_abs_diff == 0
     assert len({(case.case.steps, case.case.batch) for case in result.parity.cases}) == 6
     X = np.random.default_rng(1).standard_normal((6, 16, 9) if make is with_convolution else (9, 6, 5))
-    feeds = {"X": X.astype(np.float32)}  # the plain session may lay convolutions out for the processor: last bits differ
+    feeds = {
+        "X": X.astype(np.float32)
+    }  # the plain session may lay convolutions out for the processor: last bits differ
     np.testing.assert_allclose(run(result.output, feeds)["Z"], run(source, feeds)["Z"], atol=0.05 if int8 else 1e-5)
 
 

@@ -15,6 +15,7 @@ Source: https://onnxruntime.ai/docs/performance/model-optimizations/ort-format-m
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ from typing import Any
 
 from toolchain.errors import ModelFileError, OutputError
 from toolchain.graph.loading import written_whole
+from toolchain.graph.program import StatePair
 from toolchain.interface import read_interface
 from toolchain.runtime import RUNTIME_ERRORS, first_line
 from toolchain.verification import Parity, verify
@@ -60,12 +62,16 @@ class OrtFormatResult:
         return {**asdict(self), **paths}
 
 
-def to_ort_format(path: Path, output: Path | None = None) -> OrtFormatResult:
+def to_ort_format(
+    path: Path, output: Path | None = None, *, carried: Sequence[StatePair] | None = None
+) -> OrtFormatResult:
     """Write a model in ONNX Runtime's format and the operators that it needs.
 
     Args:
         path: an ONNX model; never changed.
         output: the file to write, by default `NAME.ort` beside the model. The configuration lies beside it.
+        carried: state inputs with the outputs that are fed back into them while the files are compared; None takes what
+            the model's metadata declares.
 
     Returns:
         What was written; both files run and were compared, or neither has its name.
@@ -89,7 +95,8 @@ def to_ort_format(path: Path, output: Path | None = None) -> OrtFormatResult:
         unfinished = files.enter_context(written_whole(target))
         _convert(path, unfinished)
         _write_operators(unfinished, unfinished_config)
-        parity = verify(interface, unfinished, carried=interface.carried, without=_PROCESSOR_SPECIFIC)
+        pairs = interface.carried if carried is None else carried
+        parity = verify(interface, unfinished, carried=pairs, without=_PROCESSOR_SPECIFIC)
         written = unfinished.stat().st_size
     return OrtFormatResult(source=path, output=target, config=config, bytes=written, optimisation=OPTIMISATION,
                            runtime=onnxruntime.__version__, parity=parity)  # fmt: skip

@@ -59,6 +59,8 @@ def _why_not(node: ir.Node, weights: list[ir.Value | None], graph: ir.Graph) -> 
         return f"ONNX Runtime has no quantized {node.op_type}"
     if node.graph is not graph:
         return "is inside a subgraph (If, Loop or Scan), which the quantizer leaves alone"
+    if node.op_type in ("MatMul", "Gemm") and node.inputs[1] is not None and node.inputs[1].const_value is None:
+        return "its matrix is the left operand; only right ones are quantized"
     if any(value is None or value.const_value is None for value in weights):
         return "its weights are no constant"
     types = {value.const_value.dtype for value in weights if value is not None and value.const_value is not None}
