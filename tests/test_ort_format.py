@@ -21,21 +21,21 @@ from toolchain.quantisation import quantise
 def with_convolution(path: Path) -> Path:
     """Write a model whose convolution ONNX Runtime lays out anew for the processor it runs on."""
     rng = np.random.default_rng(0)
-    given = {
-        **recurrent_weights("LSTM", input_size=16, hidden_size=8),
-        "K": rng.standard_normal((16, 16, 3)).astype(np.float32),
-        "L": rng.standard_normal((16, 16, 3)).astype(np.float32),
-        "one": np.array([1]),
-    }
-    graph = [
-        helper.make_node("Conv", ["X", "K"], ["a"], pads=[1, 1]),
-        helper.make_node("Relu", ["a"], ["b"]),
-        helper.make_node("Conv", ["b", "L"], ["c"], pads=[1, 1]),
-        helper.make_node("Transpose", ["c"], ["d"], perm=[2, 0, 1]),
-        helper.make_node("LSTM", ["d", "W", "R", "B"], ["Y"], name="layer", hidden_size=8),
+    kernels = {f"K{layer}": rng.standard_normal((32, 32, 3, 3)).astype(np.float32) / 10 for layer in range(3)}
+    shapes = {"flat": np.array([0, 0, -1]), "one": np.array([1])}
+    graph = []
+    for layer in range(3):
+        x = "X" if layer == 0 else f"x{layer}"
+        graph += [helper.make_node("Conv", [x, f"K{layer}"], [f"y{layer}"], pads=[1, 1, 1, 1]),
+                  helper.make_node("Relu", [f"y{layer}"], [f"x{layer + 1}"])]  # fmt: skip
+    graph += [
+        helper.make_node("Transpose", ["x3"], ["frames"], perm=[3, 0, 1, 2]),
+        helper.make_node("Reshape", ["frames", "flat"], ["flat_frames"]),
+        helper.make_node("LSTM", ["flat_frames", "W", "R", "B"], ["Y"], name="layer", hidden_size=8),
         helper.make_node("Squeeze", ["Y", "one"], ["Z"]),
     ]
-    return save(path, graph, [value("X", ["B", 16, "T"])], [value("Z", ["T", "B", 8])], given)
+    given = {**recurrent_weights("LSTM", input_size=128, hidden_size=8), **kernels, **shapes}
+    return save(path, graph, [value("X", ["B", 32, 4, "T"])], [value("Z", ["T", "B", 8])], given)
 
 
 @pytest.mark.parametrize("int8", [False, True])
@@ -52,7 +52,7 @@ def test_the_file_equals_its_source_to_the_last_bit(tmp_path: Path, make: object
     assert result.bytes == result.output.stat().st_size
     assert result.parity.max_abs_diff == 0
     assert len({(case.case.steps, case.case.batch) for case in result.parity.cases}) == 6
-    X = np.random.default_rng(1).standard_normal((6, 16, 9) if make is with_convolution else (9, 6, 5))
+    X = np.random.default_rng(1).standard_normal((6, 32, 4, 9) if make is with_convolution else (9, 6, 5))
     feeds = {
         "X": X.astype(np.float32)
     }  # the plain session may lay convolutions out for the processor: last bits differ
