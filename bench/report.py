@@ -9,7 +9,6 @@ from __future__ import annotations
 import csv
 import json
 import os
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from toolchain.errors import OutputError
+from toolchain.files import write_text
 from toolchain.interface import ModelInterface
 
 from .measure import Measurement, Run
@@ -78,39 +78,13 @@ def check_writable(path: Path) -> None:
 def write_json(path: Path, machine: dict[str, Any], rows: Sequence[Row]) -> None:
     """Write rows and machine as JSON; the file appears complete or not at all."""
     document = {"schema": SCHEMA, "machine": machine, "rows": list(rows)}
-    _write(path, json.dumps(document, indent=1, allow_nan=False) + "\n")
+    write_text(path, json.dumps(document, indent=1, allow_nan=False) + "\n")
 
 
 def write_csv(path: Path, rows: Sequence[Row]) -> None:
     """Write the rows without their samples as CSV; the file appears complete or not at all."""
     table = frame(rows).drop(columns=["samples_s", "rounds"])
-    _write(path, table.to_csv(index=False, quoting=csv.QUOTE_MINIMAL))
-
-
-def _write(path: Path, text: str) -> None:
-    check_writable(path)
-    temporary = None
-    try:
-        with tempfile.NamedTemporaryFile(
-            "w", encoding="utf-8", dir=path.parent, prefix=f".{path.name}.", delete=False
-        ) as file:
-            temporary = Path(file.name)
-            file.write(text)
-        os.chmod(temporary, 0o666 & ~_umask())  # a temporary file is private; a result is not
-        os.replace(temporary, path)
-    except OSError as error:
-        raise OutputError(
-            f"{path}: cannot be written ({error.strerror}). Free the space or choose another place."
-        ) from error
-    finally:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+    write_text(path, table.to_csv(index=False, quoting=csv.QUOTE_MINIMAL))
 
 
 def _rounds(runs: Sequence[Run]) -> list[tuple[Any, ...]]:

@@ -30,6 +30,8 @@ class RealModel:
     expect: str
     inputs: list[dict[str, list[int]]]
     carried: list[list[str]] = field(default_factory=list)
+    numbers: list[dict[str, int]] = field(default_factory=list)
+    masked: list[str] = field(default_factory=lambda: ["Y", "Y_h"])
 
     @property
     def file(self) -> Path:

@@ -167,7 +167,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypat
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(report.os, "replace", full)
+    monkeypatch.setattr("os.replace", full)
     with pytest.raises(OutputError, match=r"r\.json: cannot be written \(No space left on device\)"):
         report.write_json(tmp_path / "r.json", {}, [])
     assert [path.read_text() for path in tmp_path.iterdir()] == ["old"]

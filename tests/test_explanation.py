@@ -173,7 +173,7 @@ def test_layers_that_are_added_are_coupled_and_a_chain_is_coupled_with_the_next_
     assert above.coupled_with == (Coupling(name="below", part="units"), Coupling(name="above", part="input"))
 
 
-def test_nodes_inside_a_subgraph_are_named_with_the_reason(tmp_path: Path) -> None:
+def test_nodes_inside_a_subgraph_are_explained_with_the_others(tmp_path: Path) -> None:
     weights = recurrent_weights("GRU", input_size=5, hidden_size=8)
     gru = helper.make_node("GRU", ["X", "W", "R", "B"], ["", "inner"], name="hidden", hidden_size=8)
     other = helper.make_node("GRU", ["X", "W", "R", "B"], ["", "inner2"], name="other", hidden_size=8)
@@ -184,9 +184,11 @@ def test_nodes_inside_a_subgraph_are_named_with_the_reason(tmp_path: Path) -> No
     nodes = [helper.make_node("If", ["flag"], ["Z"], then_branch=branches[0], else_branch=branches[1])]
     inputs = [value("X", ["T", "B", 5]), value("flag", [], TensorProto.BOOL)]
     path = save(tmp_path / "m.onnx", nodes, inputs, [value("Z", [1, "B", 8])], weights)
-    model, _ = load_model(path)
-    assert {(left.node, left.op_type) for left in left_whole(model.graph)} == {("hidden", "GRU"), ("other", "GRU")}
-    assert {left.reason for left in left_whole(model.graph)} == {"it lies inside a subgraph (If, Loop or Scan)"}
+    explanations = {explanation.name: explanation for explanation in explained(path)}
+    assert set(explanations) == {"hidden", "other"}
+    assert Coupling(name="other", part="units") in explanations["hidden"].coupled_with  # they share their weights
+    (blocker,) = explanations["hidden"].blocked_by
+    assert (blocker.node, blocker.op_type) == ("Z", "graph output")
 
 
 def test_a_quantized_lstm_is_left_whole(tmp_path: Path) -> None:

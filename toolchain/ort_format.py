@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from toolchain.errors import ModelFileError, OutputError
-from toolchain.graph.loading import written_whole
+from toolchain.files import written_whole
 from toolchain.graph.program import StatePair
 from toolchain.interface import read_interface
 from toolchain.runtime import RUNTIME_ERRORS, first_line

@@ -14,7 +14,8 @@ Source: https://onnxruntime.ai/docs/performance/model-optimizations/quantization
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from google.protobuf.message import EncodeError  # type: ignore[import-untyped]
 from onnx_ir.passes import common
 
 from toolchain.errors import CalibrationError, ModelFileError, OutputError
-from toolchain.graph.loading import MAX_EMBEDDED_BYTES, load_model, save_model, written_whole
+from toolchain.graph.loading import MAX_EMBEDDED_BYTES, load_model, save_model, written_model
 from toolchain.graph.normalise import normalise
 from toolchain.graph.program import StatePair
 from toolchain.graph.quantisable import NodeKept, NodeQuantised, QuantisationPlan, plan_quantisation
@@ -124,15 +125,14 @@ def quantise(
         return QuantisationResult(source=path, output=None, bytes_before=interface.file_bytes,
                                   bytes_after=interface.file_bytes, quantised=(), kept=plan.kept, error=None,
                                   measured_on="nothing was quantized", calls=0)  # fmt: skip
-    with written_whole(target) as unfinished:
-        smaller = _quantised(path, model, plan)
+    with _quantised(path, model, plan) as smaller:
         plan = _confirmed(path, plan, smaller.graph)
         smaller.metadata_props.clear()
         smaller.metadata_props.update(metadata)
-        save_model(smaller, unfinished)
-        verify(interface, unfinished, carried=samples.carried, approximate=True)
-        error, measured_on = _error(path, unfinished, kinds, samples, threads)
-        written = read_interface(unfinished).file_bytes
+        with written_model(smaller, target) as unfinished:
+            verify(interface, unfinished, carried=samples.carried, approximate=True)
+            error, measured_on = _error(path, unfinished, kinds, samples, threads)
+            written = read_interface(unfinished).file_bytes
     return QuantisationResult(source=path, output=target, bytes_before=interface.file_bytes, bytes_after=written,
                               quantised=plan.wanted, kept=plan.kept, error=error, measured_on=measured_on,
                               calls=0 if error is None else samples.num_calls)  # fmt: skip
@@ -187,8 +187,9 @@ def _raised(path: Path, model: ir.Model) -> ir.Model:
     return normalise(ir.from_proto(raised)).model
 
 
-def _quantised(path: Path, model: ir.Model, plan: QuantisationPlan) -> ir.Model:
-    """Run ONNX Runtime's quantizer on a prepared model; return what it made, equal constants stored once."""
+@contextmanager
+def _quantised(path: Path, model: ir.Model, plan: QuantisationPlan) -> Iterator[ir.Model]:
+    """Run ONNX Runtime's quantizer on a prepared model; yield what it made, equal constants stored once."""
     from onnxruntime.quantization import quantize_dynamic
 
     model.metadata_props[_PREPARED[0]] = _PREPARED[1]
@@ -216,7 +217,7 @@ def _quantised(path: Path, model: ir.Model, plan: QuantisationPlan) -> ir.Model:
                 "expected a graph that it can quantize. Leave out --int8, and please report this model."
             ) from error
         common.DeduplicateHashedInitializersPass()(quantised)
-        return ir.external_data.load_to_model(quantised)  # the folder goes
+        yield quantised
 
 
 def _confirmed(path: Path, plan: QuantisationPlan, graph: ir.Graph) -> QuantisationPlan:

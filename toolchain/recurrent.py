@@ -66,6 +66,8 @@ def check_shapes(
             f"node {name!r}: W has shape {W} and R {R}; expected three axes each. Export the model again."
         )
     H, num_gates, D = R[2], len(GATES[op_type]), W[0]
+    if min(H, D) < 1:
+        raise LayoutError(f"node {name!r}: R has shape {R}; expected at least one hidden unit. Export the model again.")
     expected = {
         "W": (W, (D, num_gates * H, W[2])),
         "R": (R, (D, num_gates * H, H)),
@@ -96,7 +98,11 @@ def read_units(weights: Array, num_gates: int) -> npt.NDArray[np.bool_]:
         True where a weight is not zero, shape `[num_directions, hidden_size, columns]`.
     """
     D, rows, columns = weights.shape
-    return np.asarray((weights.reshape(D, num_gates, rows // num_gates, columns) != 0).any(axis=1))
+    gates = weights.reshape(D, num_gates, rows // num_gates, columns)
+    reads = np.zeros((D, rows // num_gates, columns), dtype=np.bool_)
+    for gate in range(num_gates):  # one by one, because the weights may be larger than what is free in memory
+        reads |= gates[:, gate] != 0
+    return reads
 
 
 def take_rows(stacked: Array, kept: IndexArray, *, blocks: int) -> Array:
@@ -122,7 +128,7 @@ def take_rows(stacked: Array, kept: IndexArray, *, blocks: int) -> Array:
             f"blocks; expected axis 1 to be {blocks} x hidden_size."
         )
     rows = (np.arange(blocks)[:, None] * hidden_size + kept[:, None, :]).reshape(kept.shape[0], -1)  # [D, blocks*kept]
-    return np.stack([stacked[d][rows[d]] for d in range(stacked.shape[0])])
+    return _stacked([stacked[d][rows[d]] for d in range(stacked.shape[0])])
 
 
 def in_pytorch_order(stacked: Array, op_type: str) -> Array:
@@ -133,4 +139,9 @@ def in_pytorch_order(stacked: Array, op_type: str) -> Array:
 
 def take_columns(weights: Array, kept: IndexArray) -> Array:
     """Keep columns of the last axis, each direction its own (`kept` has shape `[num_directions, num_kept]`)."""
-    return np.stack([weights[d][:, kept[d]] for d in range(weights.shape[0])])
+    return _stacked([weights[d][:, kept[d]] for d in range(weights.shape[0])])
+
+
+def _stacked(directions: list[Array]) -> Array:
+    """Stack along a new first axis, one direction without a copy."""
+    return directions[0][None] if len(directions) == 1 else np.stack(directions)

@@ -1,10 +1,11 @@
 """The stage `shrink`: one ONNX file in, a smaller one out, proven equal before it gets its name.
 
-load -> normalise -> plan: demand, layout -> apply: rewrite -> verify -> rename
+load -> normalise -> (prune) -> plan: demand, layout -> apply: rewrite -> verify -> rename
 """
 
 from __future__ import annotations
 
+import gc
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -16,16 +17,18 @@ import onnx
 import onnx_ir as ir
 
 from toolchain.errors import ModelFileError, OutputError
+from toolchain.graph.branches import BranchPath, changed_branches
 from toolchain.graph.carried import find_state
 from toolchain.graph.costs import multiply_adds, parameters
 from toolchain.graph.explanation import NodeExplanation, explain, left_whole
-from toolchain.graph.loading import load_model, save_model, written_whole
+from toolchain.graph.loading import load_model, written_model
 from toolchain.graph.normalise import Normalised, normalise
 from toolchain.graph.program import StatePair
 from toolchain.graph.surgery import Blocker, NodeChange, SurgeryPlan, apply_surgery, plan_surgery
 from toolchain.graph.unrolled import Unrolled, find_unrolled
 from toolchain.interface import ModelInterface, read_interface
-from toolchain.verification import Parity, verify
+from toolchain.oneshot.pruning import Pruning, PruningReport, analyse_for, prune
+from toolchain.verification import Parity, runnable, verify
 
 SCHEMA = 1
 AUTO = "auto"
@@ -59,6 +62,7 @@ class ShrinkResult:
         not_simplified: why onnxsim could not run; None when it did.
         left_whole: recurrent nodes that are not among `nodes`, and why.
         unrolled: recurrences that no recurrent operator computes, none of whose units can be cut.
+    pruned: what living neurons were given up, None where none were to be.
         explanations: one for each of `nodes`, where they were asked for.
     """
 
@@ -76,6 +80,7 @@ class ShrinkResult:
     left_whole: tuple[Blocker, ...]
     unrolled: tuple[Unrolled, ...]
     explanations: tuple[NodeExplanation, ...]
+    pruned: PruningReport | None
 
     def to_json(self) -> dict[str, Any]:
         """Return the result as plain data, by the schema in docs/shrink.md."""
@@ -104,23 +109,34 @@ class ShrinkResult:
             "left_whole": [asdict(blocker) for blocker in self.left_whole],
             "unrolled": [asdict(recurrence) for recurrence in self.unrolled],
             "explanations": [asdict(explanation) for explanation in self.explanations],
+            "pruned": None if self.pruned is None else asdict(self.pruned),
         }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Decision:
-    """A model that was read, and what is to be done with it."""
+    """A model that was read, and what was found in it; holds no weights."""
 
     interface: ModelInterface
-    normalised: Normalised
-    plan: SurgeryPlan
+    changes: tuple[NodeChange, ...]
+    not_simplified: str | None
+    forced: tuple[BranchPath, ...]
     carried: tuple[StatePair, ...]
     undeclared: tuple[StatePair, ...]
     undeclared_units: int
     left_whole: tuple[Blocker, ...]
     unrolled: tuple[Unrolled, ...]
     explanations: tuple[NodeExplanation, ...]
+    pruned: PruningReport | None
     before: Sizes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Work:
+    """A model in memory, and how it is to be cut."""
+
+    normalised: Normalised
+    plan: SurgeryPlan
 
 
 def shrink(
@@ -132,6 +148,7 @@ def shrink(
     dry_run: bool = False,
     masked: str | Path | None = None,
     explained: bool = False,
+    pruning: Pruning | None = None,
     progress: Progress = lambda stage: None,
 ) -> ShrinkResult:
     """Rewrite a model with smaller recurrent tensors.
@@ -145,6 +162,8 @@ def shrink(
         dry_run: decide everything, write nothing.
         masked: also write the model just before the cut: the input's shapes, and what the result is proven equal to.
         explained: also say why each recurrent node keeps what it keeps, which costs a plan per blocker.
+        pruning: give up living neurons first, at the least error of the outputs; the result is then proven equal to the
+            model with those neurons' weights zeroed, and how far that is from `model` is measured.
         progress: called with the name of each step as it begins.
 
     Returns:
@@ -155,22 +174,26 @@ def shrink(
         LayoutError: a recurrent node's tensors disagree.
         ParityError: the result differs; nothing was written.
         OutputError: the result cannot be written.
+        CalibrationError: samples do not fit the model.
+        SelectionError: the target of `pruning` cannot be met.
     """
     with _as_file(model, output) as source:
         target = Path(output) if output is not None else default_output(source)
         mask = None if masked is None else Path(masked)
         _check_targets(source, target, mask)
-        decision = _decide(source, carried, compact_state, explained, progress)
-        if not decision.plan.removes_something:
+        decision, work = _decide(source, carried, compact_state, explained, pruning, progress)
+        _check_targets(source, target, mask, decision.interface.weights_files)
+        if not work.plan.removes_something:
             return _result(decision, "nothing_to_remove", decision.before)
         with ExitStack() as files:  # both files get their names, or neither
-            originals = [decision.interface]
-            if mask is not None and not dry_run:
-                unfinished_mask = files.enter_context(written_whole(mask))
-                save_model(decision.normalised.model, unfinished_mask)
-                originals.append(read_interface(unfinished_mask))
+            originals = [] if decision.pruned else [decision.interface]
+            if (mask is not None or decision.pruned) and not dry_run:
+                place = (
+                    mask or Path(files.enter_context(tempfile.TemporaryDirectory(prefix="toolchain-"))) / "masked.onnx"
+                )
+                originals.append(read_interface(files.enter_context(written_model(work.normalised.model, place))))
             progress("rewriting")
-            smaller = apply_surgery(decision.plan, decision.normalised)
+            smaller = apply_surgery(work.plan, work.normalised)
             after = Sizes(
                 parameters=parameters(smaller.graph),
                 multiply_adds=multiply_adds(smaller.graph),
@@ -178,20 +201,28 @@ def shrink(
             )
             if dry_run:
                 return _result(decision, "dry_run", after)
-            unfinished = files.enter_context(written_whole(target))
-            save_model(smaller, unfinished)
+            unfinished = files.enter_context(written_model(smaller, target))
+            del smaller, work
+            gc.collect()  # a graph's nodes and values refer to one another; ONNX Runtime needs the memory now
             progress("verifying")
             parity, *_ = [
-                verify(original, unfinished, carried=decision.carried, compact_state=compact_state)
+                verify(
+                    original, unfinished, carried=decision.carried, compact_state=compact_state, forced=decision.forced
+                )
                 for original in originals
             ]
-            after = replace(after, bytes=read_interface(unfinished).file_bytes)
+            after = replace(after, bytes=sum(file.stat().st_size for file in unfinished.parent.iterdir()))
         return _result(decision, "written", after, output=target, parity=parity)
 
 
 def _decide(
-    source: Path, carried: str | Sequence[StatePair] | None, compact_state: bool, explained: bool, progress: Progress
-) -> _Decision:
+    source: Path,
+    carried: str | Sequence[StatePair] | None,
+    compact_state: bool,
+    explained: bool,
+    pruning: Pruning | None,
+    progress: Progress,
+) -> tuple[_Decision, _Work]:
     """Read a model and plan its surgery."""
     progress("reading")
     model, interface = load_model(source)
@@ -201,20 +232,54 @@ def _decide(
     progress("deciding")
     graph = normalised.model.graph
     pairs = _carried(graph, interface, carried)
-    plan = plan_surgery(graph, carried=pairs, compact_state=compact_state)
+    before = Sizes(parameters=weights, multiply_adds=multiply_adds(graph), bytes=interface.file_bytes)
+    pruned = None
+    if pruning is not None:
+        analysis = analyse_for(normalised.model, interface, pairs, pruning, progress)
+        pruned = prune(normalised, interface, analysis, pruning, progress)
+    plan, forced = _proven_plan(graph, interface, pairs, compact_state, progress)
     undeclared, undeclared_units = _undeclared(graph, plan, pairs)
-    return _Decision(
+    decision = _Decision(
         interface=interface,
-        normalised=normalised,
-        plan=plan,
+        changes=plan.changes,
+        not_simplified=normalised.not_simplified,
+        forced=forced,
         carried=pairs,
         undeclared=undeclared,
         undeclared_units=undeclared_units,
         left_whole=left_whole(graph),
         unrolled=find_unrolled(graph),
         explanations=explain(plan) if explained else (),
-        before=Sizes(parameters=weights, multiply_adds=multiply_adds(graph), bytes=interface.file_bytes),
+        pruned=pruned,
+        before=before,
     )
+    return decision, _Work(normalised=normalised, plan=plan)
+
+
+def _proven_plan(
+    graph: ir.Graph,
+    interface: ModelInterface,
+    carried: tuple[StatePair, ...],
+    compact_state: bool,
+    progress: Progress,
+) -> tuple[SurgeryPlan, tuple[BranchPath, ...]]:
+    """Plan, and leave alone each branch of an If that cannot be run, as a cut in it could not be proven.
+
+    Returns the plan, and the branches to force when it is verified.
+    """
+    left_alone: dict[ir.Graph, str] = {}
+    ran: set[BranchPath] = set()
+    while True:
+        plan = plan_surgery(graph, carried=carried, compact_state=compact_state, left_alone=left_alone)
+        changed = changed_branches(plan) if plan.removes_something else ()
+        unseen = [branch.path for branch in changed if branch.path not in ran and branch.graph not in left_alone]
+        if not unseen:
+            return plan, tuple(branch.path for branch in changed)
+        progress("running each branch")
+        ran |= runnable(interface, unseen, carried=carried)
+        reason = "it lies in the {}, which runs at none of the inputs tried, so that a cut could not be proven"
+        left_alone |= {branch.graph: reason.format(branch.path[-1]) for branch in changed
+                       if branch.path in unseen and branch.path not in ran}  # fmt: skip
 
 
 def _result(
@@ -224,17 +289,18 @@ def _result(
         status=status,
         source=decision.interface.path,
         output=output,
-        nodes=decision.plan.changes,
+        nodes=decision.changes,
         before=decision.before,
         after=after,
         parity=parity,
         carried=decision.carried,
         undeclared=decision.undeclared,
         undeclared_units=decision.undeclared_units,
-        not_simplified=decision.normalised.not_simplified,
+        not_simplified=decision.not_simplified,
         left_whole=decision.left_whole,
         unrolled=decision.unrolled,
         explanations=decision.explanations,
+        pruned=decision.pruned,
     )
 
 
@@ -258,13 +324,18 @@ def _as_file(model: str | Path | onnx.ModelProto | ir.Model, output: str | Path 
         yield path
 
 
-def _check_targets(source: Path, *targets: Path | None) -> None:
-    for target in targets:
-        if target is not None and target.resolve() == source.resolve():
+def _check_targets(source: Path, target: Path, mask: Path | None, weights: Sequence[Path] = ()) -> None:
+    """Refuse to write over what is read, or one result over the other."""
+    taken = {source.resolve(): "is the model to shrink"}
+    taken |= {file.resolve(): "holds weights of the model to shrink" for file in weights}
+    for place in (target, mask):
+        if place is not None and place.resolve() in taken:
             raise OutputError(
-                f"{target}: is the model to shrink; expected another file, because the input is never "
-                "changed. Choose another name with -o."
+                f"{place}: {taken[place.resolve()]}; expected another file, because the input is never changed. "
+                "Choose another name."
             )
+    if mask is not None and mask.resolve() == target.resolve():
+        raise OutputError(f"{mask}: is to hold both results; expected a file for each. Choose another name.")
 
 
 def _carried(
@@ -287,5 +358,5 @@ def _undeclared(graph: ir.Graph, plan: SurgeryPlan, pairs: Sequence[StatePair]) 
     missing = tuple(pair for pair in find_state(graph) if pair not in pairs)
     if not missing or outputs <= {output for _, output in (*pairs, *missing)}:
         return (), 0
-    freed = plan_surgery(graph, carried=[*pairs, *missing], compact_state=False).units_removed - plan.units_removed
-    return missing, freed
+    declared = plan_surgery(graph, carried=[*pairs, *missing], compact_state=False, left_alone=plan.left_alone)
+    return missing, declared.units_removed - plan.units_removed

@@ -4,13 +4,18 @@ Several lengths times several batch sizes; where state is carried, several calls
 zeros and from a random state. A state's own positions are not compared, because a removed unit has none: what counts is
 every other output, over the calls.
 
+Random inputs may never take a branch of an If, or enter a Loop. Branches and bodies in which something was cut are run
+by force, in both models, with all that is around them; `runnable` says beforehand which of them the original runs at
+all.
+
 The models are opened one after the other, so memory holds one of them at a time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import tempfile
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from toolchain.errors import ModelFileError, ParityError
+from toolchain.graph.branches import BranchPath, save_switched, switches
 from toolchain.interface import Feed, ModelInterface, plan_feeds, read_interface
 from toolchain.runtime import RUNTIME_ERRORS, first_line, open_session, run
 
@@ -26,21 +32,31 @@ StatePair = tuple[str, str]
 
 STEPS = (1, 3, 20)
 BATCHES = (1, 2)
+# Models of raw audio refuse so few samples: where none of STEPS runs, the first three of these that do.
+FRAME_STEPS = tuple(range(32, 1601, 32))
+NUM_FRAME_STEPS = 3
 CHAINED_CALLS = 3
 # Removing a term that is exactly zero changes only the order of a sum: 3e-7 was the worst seen in 30 random float32
 # networks at 100 steps. Output scale 1; larger outputs are compared relative to their largest value.
 TOLERANCE = {"float16": 5e-3, "float32": 1e-5, "float64": 1e-9}
+# From here on weights are read where they lie: a copy of them would be most of what the proof needs in memory. Smaller
+# models run as they do in use, with the copies that ONNX Runtime's kernels make.
+MAPPED_BYTES = 1_000_000_000
 _ABSENT_TOLERANCE = 0.0  # integers and booleans are equal or not
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
-    """One input shape and start: `calls` in a row, with carried state from zeros or from random numbers."""
+    """One input shape and start: `calls` in a row, with carried state from zeros or from random numbers.
+
+    `forced` are the branches taken whatever their conditions say, the outermost first.
+    """
 
     steps: int
     batch: int
     calls: int
     random_state: bool
+    forced: BranchPath = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,6 +83,7 @@ def verify(
     *,
     carried: Sequence[StatePair] = (),
     compact_state: bool = False,
+    forced: Sequence[BranchPath] = (),
     approximate: bool = False,
     without: Sequence[str] = (),
     seed: int = 0,
@@ -78,23 +95,95 @@ def verify(
         candidate: the model to prove equal to it.
         carried: state inputs with the outputs that are fed back into them.
         compact_state: the candidate's state has other shapes, so it always starts from zeros.
+        forced: branches to run as well, whatever their conditions say; each must be `runnable`.
         approximate: values may differ by any amount, as a quantized model's do; shapes and number types may not, and
             no number may be infinite or missing that is not so in the reference.
         without: graph optimisations that ONNX Runtime makes in neither model, see `open_session`.
         seed: of the random inputs.
 
     Raises:
-        ParityError: an output differs, in shape, type or value; says which, at which input shape, and by how much.
+        ParityError: an output differs, in shape, type or value, or a forced branch runs in neither model; says which,
+            at which input shape, and by how much.
         ModelFileError: ONNX Runtime refuses a model, or runs the reference at none of the shapes.
     """
-    cases = tuple(_cases(reference, carried, compact_state))
-    expected = _expected(reference, cases, carried, seed, without)
-    session = _open_candidate(candidate, without)
+    expected = _expected(reference, carried, compact_state, seed, without=without)
+    narrow = read_interface(candidate) if compact_state else None
+    results = _compared(reference, candidate, expected, carried, seed, narrow, approximate=approximate, without=without)
+    if forced:
+        results += _forced_results(reference, candidate, forced, carried, seed, narrow)
+    return Parity(
+        max_abs_diff=max(result.max_abs_diff for result in results),
+        max_rel_diff=max(result.max_rel_diff for result in results),
+        cases=tuple(results),
+    )
+
+
+def _forced_results(
+    reference: ModelInterface,
+    candidate: Path,
+    paths: Sequence[BranchPath],
+    carried: Sequence[StatePair],
+    seed: int,
+    narrow: ModelInterface | None,
+) -> list[CaseResult]:
+    """Compare copies of both models whose conditions can be set; every forced branch must run somewhere."""
+    names = _names(paths)
+    with tempfile.TemporaryDirectory(prefix="toolchain-") as folder:
+        original, cut = Path(folder) / "original.onnx", Path(folder) / "cut.onnx"
+        if not (save_switched(reference.path, original, names) and save_switched(candidate, cut, names)):
+            raise ParityError(_unproven(candidate, paths))
+        expected = _expected(replace(reference, path=original), carried, narrow is not None, seed, paths)
+        missing = set(paths) - {case.forced for case in expected}
+        if missing:
+            raise ParityError(_unproven(candidate, missing))
+        return _compared(reference, cut, expected, carried, seed, narrow, names)
+
+
+def runnable(
+    reference: ModelInterface, paths: Sequence[BranchPath], *, carried: Sequence[StatePair] = (), seed: int = 0
+) -> frozenset[BranchPath]:
+    """Return the branches that the model runs, when they are forced, at one of the input shapes at least."""
+    with tempfile.TemporaryDirectory(prefix="toolchain-") as folder:
+        switched = Path(folder) / "switched.onnx"
+        if not save_switched(reference.path, switched, _names(paths)):
+            return frozenset()
+        try:
+            expected = _expected(replace(reference, path=switched), carried, False, seed, paths)
+        except ModelFileError:  # ONNX Runtime does not take the model
+            return frozenset()
+    return frozenset(case.forced for case in expected)
+
+
+def _names(paths: Collection[BranchPath]) -> list[str]:
+    return sorted({branch.node for path in paths for branch in path})
+
+
+def _unproven(candidate: Path, paths: Collection[BranchPath]) -> str:
+    branches = ", ".join(sorted(str(path[-1]) for path in paths))
+    return (
+        f"{candidate.name}: what was cut in the {branches} could not be run; expected a run of each. Nothing was "
+        "written; please report this model."
+    )
+
+
+def _compared(
+    reference: ModelInterface,
+    candidate: Path,
+    expected: dict[Case, list[Arrays]],
+    carried: Sequence[StatePair],
+    seed: int,
+    narrow: ModelInterface | None,
+    names: Sequence[str] = (),
+    *,
+    approximate: bool = False,
+    without: Sequence[str] = (),
+) -> list[CaseResult]:
+    """Run a candidate in every case that the reference ran in; `narrow` is its interface where its state is compact."""
+    session = _open_candidate(candidate, mapped=reference.file_bytes >= MAPPED_BYTES, without=without)
     results = []
     for case, calls in expected.items():
-        feeds = _case_feeds(reference, case, carried, seed)
-        if compact_state:
-            narrow = read_interface(candidate)
+        feeds = _case_feeds(reference, case, carried, seed, names)
+        if narrow is not None:
             feeds = [_with_zero_state(feed, narrow, case, carried) for feed in feeds]
         try:
             actual = _run_case(session, feeds, carried)
@@ -105,53 +194,87 @@ def verify(
                 "this model."
             ) from error
         results.append(_compare(case, calls, actual, approximate))
-    return Parity(
-        max_abs_diff=max(result.max_abs_diff for result in results),
-        max_rel_diff=max(result.max_rel_diff for result in results),
-        cases=tuple(results),
-    )
+    return results
 
 
-def _open_candidate(candidate: Path, without: Sequence[str]) -> Any:
+def _open_candidate(candidate: Path, *, mapped: bool, without: Sequence[str]) -> Any:
     try:
-        return open_session(candidate, without=without)
+        return open_session(candidate, mapped=mapped, without=without)
     except ModelFileError as error:
         raise ParityError(
             f"{candidate.name}: {str(error).partition(': ')[2]} Nothing was written; please report this model."
         ) from error
 
 
-def _cases(interface: ModelInterface, carried: Sequence[StatePair], compact_state: bool) -> Iterator[Case]:
-    """Yield the shapes to try; a length that the file fixes is tried at that length only."""
-    steps = (interface.fixed("time"),) if interface.fixed("time") else STEPS
-    batches = (interface.fixed("batch"),) if interface.fixed("batch") else BATCHES
-    for length in steps:
-        for batch in batches:
-            assert length is not None
-            assert batch is not None
-            yield Case(steps=length, batch=batch, calls=CHAINED_CALLS if carried else 1, random_state=False)
+def _lengths(interface: ModelInterface) -> Iterator[tuple[int, ...]]:
+    """Yield the lengths to try, and more in case none of them runs; one that the file fixes is the only one."""
+    fixed = interface.fixed("time")
+    yield (fixed,) if fixed else STEPS
+    if not fixed:
+        yield from ((length,) for length in FRAME_STEPS)
+
+
+def _cases(
+    interface: ModelInterface,
+    lengths: Sequence[int],
+    carried: Sequence[StatePair],
+    compact_state: bool,
+    forced: BranchPath,
+) -> Iterator[Case]:
+    """Yield the shapes to try; a batch size that the file fixes is tried at that size only."""
+    fixed = interface.fixed("batch")
+    calls = CHAINED_CALLS if carried else 1
+    for steps in lengths:
+        for batch in (fixed,) if fixed else BATCHES:
+            yield Case(steps=steps, batch=batch, calls=calls, random_state=False, forced=forced)
             if interface.has_state and not compact_state:
-                yield Case(steps=length, batch=batch, calls=1, random_state=True)
+                yield Case(steps=steps, batch=batch, calls=1, random_state=True, forced=forced)
 
 
 def _expected(
-    reference: ModelInterface, cases: Sequence[Case], carried: Sequence[StatePair], seed: int, without: Sequence[str]
+    reference: ModelInterface,
+    carried: Sequence[StatePair],
+    compact_state: bool,
+    seed: int,
+    paths: Sequence[BranchPath] = (),
+    *,
+    without: Sequence[str] = (),
 ) -> dict[Case, list[Arrays]]:
-    """Run the reference at every shape it takes; its session is closed before this returns."""
-    session = open_session(reference.path, without=without)
-    state_outputs = {output for _, output in carried}
+    """Run the reference at every shape it takes, on every path; its session is closed before this returns.
+
+    Without paths it must run at one shape at least, and return numbers; a path may run at none.
+    """
+    session = open_session(reference.path, mapped=reference.file_bytes >= MAPPED_BYTES, without=without)
+    names = _names(paths)
     expected: dict[Case, list[Arrays]] = {}
-    refused = ""
-    for case in cases:
-        try:
-            calls = _run_case(session, _case_feeds(reference, case, carried, seed), carried)
-        except RUNTIME_ERRORS as error:  # a length that this model is not made for
-            refused = f"{_where(case)}: {first_line(error)}"
-            continue
-        expected[case] = [{name: array for name, array in call.items() if name not in state_outputs} for call in calls]
+    refused: list[str] = []
+    for path in paths or [()]:
+        ran: set[int] = set()
+        for lengths in _lengths(reference):
+            for case in _cases(reference, lengths, carried, compact_state, path):
+                try:
+                    calls = _run_case(session, _case_feeds(reference, case, carried, seed, names), carried)
+                except RUNTIME_ERRORS as error:  # a length that this model is not made for
+                    refused.append(f"{_where(case)}: {first_line(error)}")
+                    continue
+                ran.add(case.steps)
+                expected[case] = [_without_state(call, carried) for call in calls]
+            if len(ran) >= (1 if len(lengths) > 1 else NUM_FRAME_STEPS):
+                break
+    if not paths:
+        _check_comparable(reference, expected, refused)
+    return expected
+
+
+def _without_state(outputs: Arrays, carried: Sequence[StatePair]) -> Arrays:
+    states = {output for _, output in carried}
+    return {name: array for name, array in outputs.items() if name not in states}
+
+
+def _check_comparable(reference: ModelInterface, expected: dict[Case, list[Arrays]], refused: Sequence[str]) -> None:
     if not expected:
         raise ModelFileError(
-            f"{reference.name}: runs at none of {len(cases)} input shapes tried ({refused}); expected a model "
+            f"{reference.name}: runs at none of {len(refused)} input shapes tried ({refused[-1]}); expected a model "
             "that runs on random inputs. Check its inputs with `toolchain bench`."
         )
     finite = any(np.isfinite(array).any() for calls in expected.values() for call in calls for array in call.values()
@@ -161,18 +284,24 @@ def _expected(
             f"{reference.name}: returns no finite number on random inputs; expected outputs that can be "
             "compared. Check the model."
         )
-    return expected
 
 
-def _case_feeds(interface: ModelInterface, case: Case, carried: Sequence[StatePair], seed: int) -> list[Arrays]:
-    """Build the inputs of every call of a case; the same case always gets the same numbers."""
+def _case_feeds(
+    interface: ModelInterface, case: Case, carried: Sequence[StatePair], seed: int, names: Sequence[str] = ()
+) -> list[Arrays]:
+    """Build the inputs of every call of a case; the same case always gets the same numbers.
+
+    `names` are the If nodes of a model that `save_switched` wrote.
+    """
     rng = np.random.default_rng((seed, case.steps, case.batch, case.random_state))
     states = {name for name, _ in carried}
+    forced = {name: np.array(on) for name, on in switches(names, case.forced).items()}
     calls = []
     for _ in range(case.calls):
         feeds = plan_feeds(interface, steps=case.steps, batch=case.batch)
-        calls.append({feed.name: feed_array(feed, rng, random_state=case.random_state and _is_state(interface, feed, states))
-                      for feed in feeds})  # fmt: skip
+        random = {feed.name for feed in feeds if case.random_state and _is_state(interface, feed, states)}
+        arrays = {feed.name: feed_array(feed, rng, random_state=feed.name in random) for feed in feeds}
+        calls.append(arrays | forced)
     return calls
 
 
@@ -254,4 +383,6 @@ def _difference(
 
 
 def _where(case: Case) -> str:
-    return f"{case.steps} steps x batch {case.batch}" + (" from a random state" if case.random_state else "")
+    start = " from a random state" if case.random_state else ""
+    where = f" in the {case.forced[-1]}" if case.forced else ""
+    return f"{case.steps} steps x batch {case.batch}{start}{where}"

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from toolchain.cli.json_file import write_json
+from toolchain.cli.json_file import check_json, write_json
+from toolchain.cli.prune_options import curve_lines, flags_of, prune_options, pruning_of, report_lines
 from toolchain.errors import ToolchainError
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ def _state_pairs(ctx: click.Context, parameter: click.Parameter, values: tuple[s
 @click.option("--masked", type=click.Path(path_type=Path), help="Also write the model just before the cut.")
 @click.option("--explain", is_flag=True, help="Say why each recurrent node keeps what it keeps.")
 @click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write the result as JSON.")
+@prune_options
 def shrink(
     model: Path,
     output: Path | None,
@@ -51,11 +53,14 @@ def shrink(
     masked: Path | None,
     explain: bool,
     json_file: Path | None,
+    **pruning_options: Any,
 ) -> None:
     """Rewrite the ONNX model MODEL with smaller recurrent tensors.
 
     Hidden units and inputs that no output can depend on are cut out of every LSTM, GRU and RNN. The new model is run
     against the old one before it is written; the old one is never changed.
+
+    With a target (--ratio, --keep-macs, ...) living units are given up as well, those that cost the outputs least.
 
     Exit status: 0 written, 1 an error, 2 wrong usage, 3 nothing to remove.
     """
@@ -63,27 +68,31 @@ def shrink(
 
     from toolchain import shrinking
 
+    check_json(json_file, model, output or shrinking.default_output(model), masked)
     messages = Console(stderr=True)
+    pruning = pruning_of(**pruning_options)
     try:
         with messages.status("reading") as status:
             result = shrinking.shrink(model, output, carried=carried, compact_state=compact_state,  # type: ignore[arg-type]
-                                      dry_run=dry_run, masked=masked, explained=explain,
+                                      dry_run=dry_run, masked=masked, explained=explain, pruning=pruning,
                                       progress=status.update)  # fmt: skip
     except ToolchainError as error:
         write_json(json_file, {"schema": shrinking.SCHEMA, "status": "error", "message": str(error)})
         raise
     write_json(json_file, result.to_json())
-    _print(result, _again(model, output, carried, compact_state, masked))
+    _print(result, _again(model, output, carried, compact_state, masked, flags_of(**pruning_options)))
     if result.status == "nothing_to_remove":
         sys.exit(NOTHING_TO_SHRINK)
 
 
-def _again(model: Path, output: Path | None, carried: object, compact_state: bool, masked: Path | None) -> str:
+def _again(
+    model: Path, output: Path | None, carried: object, compact_state: bool, masked: Path | None, pruning: list[str]
+) -> str:
     """Return the command that does what a dry run showed."""
     pairs = ["auto"] if carried == "auto" else [f"{one}={other}" for one, other in carried or ()]  # type: ignore[attr-defined]
     options = [*(f"--carried {pair}" for pair in pairs), *(["--compact-state"] if compact_state else [])]
     options += [f"{option} {path}" for option, path in (("-o", output), ("--masked", masked)) if path is not None]
-    return " ".join(["toolchain shrink", str(model), *options])
+    return " ".join(["toolchain shrink", str(model), *options, *pruning])
 
 
 def _print(result: ShrinkResult, again: str) -> None:
@@ -110,7 +119,7 @@ def _print(result: ShrinkResult, again: str) -> None:
     if result.status == "written":
         console.print(f"{'bytes':<24}{before.bytes:>14,} -> {after.bytes:>14,}  {_percent(before.bytes, after.bytes)}",
                       highlight=False)  # fmt: skip
-    for line in (*_explanations(result), _outcome(result), *_advice(result, again)):
+    for line in (*_explanations(result), *_pruned(result), _outcome(result), *_advice(result, again)):
         console.print(line, highlight=False, soft_wrap=True, markup=False)
 
 
@@ -154,6 +163,12 @@ def _explanations(result: ShrinkResult) -> list[str]:
         if len(node.blocked_by) > 1:
             lines.append(f"  without all of them {_price(node.would_free_together)}")
     return lines
+
+
+def _pruned(result: ShrinkResult) -> list[str]:
+    if result.pruned is None:
+        return []
+    return [*report_lines(result.pruned), *(curve_lines(result.pruned) if result.explanations else [])]
 
 
 def _price(units: int | None) -> str:

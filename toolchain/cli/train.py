@@ -19,9 +19,10 @@ import click
 from rich.console import Console
 
 from toolchain import __version__
-from toolchain.errors import MissingExtraError, OutputError, TrainingError
+from toolchain.errors import MissingExtraError, TrainingError
+from toolchain.files import write_text, written_whole
 from toolchain.training.recipe import Recipe, dump_recipe, load_recipe, parse_override
-from toolchain.training.run_folder import RECIPE, RESULT, VOCABULARY, new_run_folder, write_text
+from toolchain.training.run_folder import RECIPE, RESULT, VOCABULARY, new_run_folder
 
 if TYPE_CHECKING:
     from toolchain.training.loop import TrainingResult
@@ -287,17 +288,8 @@ def _headline(recipe: Recipe, corpus: Any, run: TrainingRun) -> str:
 
 
 def _copy(source: Path, target: Path) -> None:
-    unfinished = target.with_name(f".{target.name}.{os.getpid()}.part")
-    try:
+    with written_whole(target, remedy=f"The model is in {source}: copy it from there.") as unfinished:
         shutil.copyfile(source, unfinished)
-        unfinished.replace(target)
-    except OSError as error:
-        raise OutputError(
-            f"{target}: cannot be written ({error.strerror}); expected a writable place. "
-            f"The model is in {source}: copy it from there."
-        ) from error
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 def _conclude(console: Console, result: TrainingResult, folder: Path, output: Path) -> None:

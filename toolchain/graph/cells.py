@@ -123,6 +123,12 @@ class Transfer:
     blocked: str | None = None
 
 
+def agree(one: Space, other: Space) -> bool:
+    """Tell whether two spaces can be those of one tensor: equal lengths, where none is known at run time only."""
+    lengths = zip(one.shape, one.dynamic, other.shape, other.dynamic, strict=False)
+    return len(one.shape) == len(other.shape) and all(a == b or a_free or b_free for a, a_free, b, b_free in lengths)
+
+
 class BlockedError(Exception):
     """A node cannot be described; the text is the reason shown to the user. Never leaves `toolchain.graph`."""
 

@@ -86,7 +86,7 @@ def diagnose(
         *(ill for node in nodes for ill in _node_ills(node)),
         *_shared_zero_state(nodes),
         *(_frozen_axes(inputs) if nodes or loops else ()),
-        *(ill for node in graph if (nodes or loops) and (ill := _frozen_reshape(node)) is not None),
+        *(ill for node in graph.all_nodes() if (nodes or loops) and (ill := _frozen_reshape(node)) is not None),
         *_stale_outputs(graph, declared),
     ]
     order: tuple[Severity, ...] = ("error", "warning", "note")

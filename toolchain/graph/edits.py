@@ -10,20 +10,21 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from toolchain.graph.subgraphs import graphs_in, values_of
+
 Attributes = Mapping[str, Any]
 
 
 class Edits:
-    """Changes one graph; constants that end up equal and had one owner before go on having one."""
+    """Changes one graph and those inside it; constants that end up equal and had one owner go on having one.
+
+    New constants lie in the main graph, new nodes in the graph of the node that they serve.
+    """
 
     def __init__(self, graph: ir.Graph) -> None:
         self._graph = graph
         self._made: dict[tuple[str, bytes], ir.Value] = {}
-        self._names: set[str | None] = {
-            *graph.initializers,
-            *(v.name for node in graph.all_nodes() for v in node.outputs),
-        }
-        self._names |= {value.name for value in graph.inputs}
+        self._names: set[str | None] = {value.name for inner in graphs_in(graph) for value in values_of(inner)}
 
     def put(self, node: ir.Node, index: int, array: npt.NDArray[Any]) -> None:
         """Give one input of one node a new constant; the old one stays for whoever else reads it."""
@@ -34,7 +35,7 @@ class Edits:
     def constant(self, array: npt.NDArray[Any], *, stem: str) -> ir.Value:
         """Return a new initializer named after `stem`, or the one made before with the same stem and content."""
         array = np.asarray(array, order="C")  # `ascontiguousarray` would turn a scalar into a vector
-        key = (stem, hashlib.sha256(repr((array.dtype, array.shape)).encode() + array.tobytes()).digest())
+        key = (stem, _digest(array))
         if key not in self._made:
             tensor = ir.tensor(array)
             name = self.fresh(stem)
@@ -93,8 +94,17 @@ class Edits:
     ) -> Sequence[ir.Value]:
         outputs = [ir.Value(name=self.fresh(f"{inputs[0].name}_{op_type.lower()}")) for _ in range(num_outputs)]
         new = ir.node(op_type, list(inputs), dict(attributes), outputs=outputs, name=outputs[0].name)
-        (self._graph.insert_after if after else self._graph.insert_before)(node, [new])
+        graph = node.graph  # a node inside If, Loop or Scan gets its neighbours there
+        assert graph is not None
+        (graph.insert_after if after else graph.insert_before)(node, [new])
         return outputs
+
+
+def _digest(array: npt.NDArray[Any]) -> bytes:
+    """Return what tells a constant from others, without a copy of it."""
+    digest = hashlib.sha256(repr((array.dtype, array.shape)).encode())
+    digest.update(repr(array.tolist()).encode() if array.dtype.hasobject else array.reshape(-1).view(np.uint8).data)
+    return digest.digest()
 
 
 def set_integers(edits: Edits, node: ir.Node, name: str, index: int, numbers: Sequence[int]) -> None:

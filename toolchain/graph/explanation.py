@@ -11,17 +11,19 @@ not known, and None says so.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 import onnx_ir as ir
 
 from toolchain.graph.cells import BoolArray, CellArray, Couple, Space, Statement, Transfer, couple, pairs
 from toolchain.graph.costs import QUANTIZED_LSTM
 from toolchain.graph.layout import components
 from toolchain.graph.program import Program, demanded
+from toolchain.graph.subgraphs import bodies_of
 from toolchain.graph.surgery import Blocker, NodeChange, SurgeryPlan, layout_of
-from toolchain.graph.unrolled import is_recurrent, name_of
+from toolchain.graph.unrolled import name_of
 from toolchain.recurrent import GATES
 
 # Each price costs one more plan; beyond so many distinct ones the rest stay unknown.
@@ -74,37 +76,27 @@ class NodeExplanation:
 def explain(plan: SurgeryPlan) -> tuple[NodeExplanation, ...]:
     """Explain every recurrent node of a plan; the graph and the plan are not changed."""
     program = plan.program
-    demand, labels = demanded(program), _classes(plan)
-    prices = _Prices(program)
-    recurrent = [(view.node, transfer) for view, transfer in zip(program.nodes, program.transfers, strict=True)
+    demand, places, prices = demanded(program), _Places(program, _classes(plan)), _Prices(program)
+    recurrent = [transfer for view, transfer in zip(program.nodes, program.transfers, strict=True)
                  if view.node.op_type in GATES]  # fmt: skip
     return tuple(
-        _explanation(program, change, node, transfer, demand, labels, prices)
-        for change, (node, transfer) in zip(plan.changes, recurrent, strict=True)
+        _explanation(change, transfer, demand, places, prices)
+        for change, transfer in zip(plan.changes, recurrent, strict=True)
     )
 
 
 def left_whole(graph: ir.Graph) -> tuple[Blocker, ...]:
     """Return the recurrent nodes that the surgery does not plan for, and why."""
-    reasons = {
-        True: "its weights are quantized; shrink the float model first, then quantize the result",
-        False: "it lies inside a subgraph (If, Loop or Scan)",
-    }
+    reason = "its weights are quantized; shrink the float model first, then quantize the result"
     return tuple(
-        Blocker(node=name_of(node), op_type=node.op_type, reason=reasons[node.op_type == QUANTIZED_LSTM])
+        Blocker(node=name_of(node), op_type=node.op_type, reason=reason)
         for node in graph.all_nodes()
-        if is_recurrent(node) and (node.op_type == QUANTIZED_LSTM or node.graph is not graph)
+        if node.op_type == QUANTIZED_LSTM
     )
 
 
 def _explanation(
-    program: Program,
-    change: NodeChange,
-    node: ir.Node,
-    transfer: Transfer,
-    demand: BoolArray,
-    labels: CellArray,
-    prices: _Prices,
+    change: NodeChange, transfer: Transfer, demand: BoolArray, places: _Places, prices: _Prices
 ) -> NodeExplanation:
     units = transfer.neurons.get("units")
     known = [blocker for blocker in change.blocked_by if prices.of([blocker]) is not None]
@@ -115,7 +107,7 @@ def _explanation(
         live=(change.hidden_before,) * change.num_directions if units is None
         else tuple(int(count) for count in demand[units.cells].sum(axis=1)),
         kept=change.hidden_after,
-        coupled_with=() if units is None else _couplings(program, node, units, labels),
+        coupled_with=() if units is None else places.coupled_with(units),
         blocked_by=tuple(PricedBlocker(node=blocker.node, op_type=blocker.op_type, reason=blocker.reason,
                                        would_free=prices.of([blocker])) for blocker in change.blocked_by),
         would_free_together=prices.of(known) if known else None,
@@ -129,22 +121,35 @@ def _classes(plan: SurgeryPlan) -> CellArray:
     return components(plan.program.numbering.size, [*plan.program.couples, *joined])
 
 
-def _couplings(program: Program, node: ir.Node, units: Space, labels: CellArray) -> tuple[Coupling, ...]:
-    own = set(labels[units.cells.ravel()].tolist())
+class _Places:
+    """Everything that units can be coupled with, found by the classes of its cells."""
 
-    def shares(space: Space) -> bool:
-        return not own.isdisjoint(labels[space.cells.ravel()].tolist())
+    def __init__(self, program: Program, labels: CellArray) -> None:
+        self._labels = labels
+        self._places = tuple(_places(program))
+        self._of_class: dict[int, list[int]] = {}
+        for number, (space, _) in enumerate(self._places):
+            for label in np.unique(labels[space.cells]).tolist():
+                self._of_class.setdefault(label, []).append(number)
 
-    found = []
+    def coupled_with(self, units: Space) -> tuple[Coupling, ...]:
+        """Return what shares a class with a node's units, in the graph's order."""
+        classes = np.unique(self._labels[units.cells]).tolist()
+        numbers = sorted({number for label in classes for number in self._of_class.get(label, ())})
+        return tuple(coupling for space, coupling in map(self._places.__getitem__, numbers) if space != units)
+
+
+def _places(program: Program) -> Iterator[tuple[Space, Coupling]]:
     for view, transfer in zip(program.nodes, program.transfers, strict=True):
         for part, kind in (("units", "units"), ("inputs", "input")):
-            other = transfer.neurons.get(part) if view.node.op_type in GATES else None
-            if other is not None and other != units and shares(other):
-                found.append(Coupling(name=name_of(view.node), part=kind))
+            space = transfer.neurons.get(part) if view.node.op_type in GATES else None
+            if space is not None:
+                yield space, Coupling(name=name_of(view.node), part=kind)
     for values, kind in ((program.graph.inputs, "graph input"), (program.graph.outputs, "graph output")):
-        spaces = {str(value.name): program.numbering.spaces.get(id(value)) for value in values}
-        found += [Coupling(name=name, part=kind) for name, space in spaces.items() if space and shares(space)]
-    return tuple(found)
+        for value in values:
+            space = program.numbering.spaces.get(id(value))
+            if space is not None:
+                yield space, Coupling(name=str(value.name), part=kind)
 
 
 class _Prices:
@@ -215,7 +220,7 @@ def _transparent(program: Program, node: ir.Node) -> Transfer | None:
     Shapes must be the same, or at least their last axes, then taken to be the neurons'.
     """
     computed = [value for value in node.inputs if value is not None and value.const_value is None]
-    if node.op_type in GATES or len(node.outputs) != 1 or not computed:
+    if node.op_type in GATES or bodies_of(node) or len(node.outputs) != 1 or not computed:
         return None
     spaces = [program.numbering.spaces.get(id(value)) for value in (node.outputs[0], *computed)]
     out = spaces[0]

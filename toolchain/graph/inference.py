@@ -1,69 +1,274 @@
 """Shapes of a graph, inferred from its inputs alone.
 
-ONNX's own inference follows shape arithmetic (`Shape -> Gather -> Concat -> Reshape`) only in newer opsets. Where it
-gives up on a Reshape, the shape's constant pieces still tell the lengths that matter: `Concat(lengths, [width])` has
-the static length `width` at the end, whatever the others are. What is found so is fed back, until nothing new follows.
+ONNX's own inference is asked again, with what it cannot know added, until nothing new follows:
+
+reshape    ONNX follows shape arithmetic (`Shape -> Gather -> Concat -> Reshape`) only in newer opsets. Where it gives
+           up, the shape's constant pieces still tell lengths that matter: `Concat(lengths, [width])` ends in `width`
+operator   LSTM, GRU and RNN define the shapes of what they read: where nothing else does, `X` is `[?, ?, input_size]`
+captured   inside If, Loop and Scan ONNX knows the shapes of the surrounding graph's constants, not their content:
+           while it infers, the bodies have copies of the constants that they read
+states     a Loop's state may change its shape from step to step, so ONNX assumes nothing about it. Here it is assumed
+           to keep the shape that it starts with; lengths that then do not come out of the body as they went in are
+           unknown, and so on until the assumption holds: what is left is proven, step by step
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import ChainMap
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 
 import onnx
 from onnx import numpy_helper
 
+from toolchain.recurrent import GATES, slot
+
 Piece = Sequence[int | None]  # one entry of a shape each, None when it is computed
+Shape = tuple[int | None, ...]
+_STATES_FIRST = {"Loop": (2, 1), "Scan": (0, 0)}  # how many inputs and outputs of the body stand before the states
+
+
+@dataclass(slots=True, kw_only=True)
+class _Assumption:
+    """What is taken for the shape of one state; `lost` once no shape can be assumed."""
+
+    shape: Shape | None = None
+    element: int = 0
+    lost: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Scope:
+    """What is known inside one graph, that of the graphs around it included."""
+
+    known: ChainMap[str, onnx.ValueInfoProto] = field(default_factory=ChainMap)
+    constants: ChainMap[str, onnx.TensorProto] = field(default_factory=ChainMap)
+    producers: ChainMap[str, tuple[onnx.NodeProto, onnx.GraphProto]] = field(default_factory=ChainMap)
+    declared: set[str] = field(default_factory=set)
+
+    def inside(self, graph: onnx.GraphProto) -> _Scope:
+        values = (*graph.input, *graph.value_info, *graph.output)
+        return _Scope(
+            known=self.known.new_child({value.name: value for value in values}),
+            constants=self.constants.new_child({tensor.name: tensor for tensor in graph.initializer}),
+            producers=self.producers.new_child({name: (node, graph) for node in graph.node for name in node.output}),
+            declared=self.declared,
+        )
+
+    def shape(self, name: str) -> Shape | None:
+        """Return a value's shape, None when its rank is unknown."""
+        if name in self.constants:
+            return tuple(self.constants[name].dims)
+        value = self.known.get(name)
+        if value is None or not value.type.tensor_type.HasField("shape"):
+            return None
+        axes = value.type.tensor_type.shape.dim
+        return tuple(axis.dim_value if axis.HasField("dim_value") else None for axis in axes)
+
+    def element(self, name: str) -> int:
+        if name in self.constants:
+            return int(self.constants[name].data_type)
+        return int(self.known[name].type.tensor_type.elem_type) if name in self.known else 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _State:
+    """One state of a Loop or Scan: the value that it starts as, its two ends in the body, and the node's output."""
+
+    first: str
+    entering: onnx.ValueInfoProto
+    leaving: onnx.ValueInfoProto
+    result: str
+    scope: _Scope
 
 
 def with_inferred_shapes(proto: onnx.ModelProto) -> onnx.ModelProto:
     """Forget every shape that is not an input's and infer anew, because exporters leave stale ones; changes `proto`."""
-    del proto.graph.value_info[:]
-    for output in proto.graph.output:
-        output.type.tensor_type.ClearField("shape")
+    lent = _lend_constants(proto.graph, {})
+    proto = _settled(proto)
+    _return_constants(proto.graph, lent)
+    return proto
+
+
+def _settled(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """Infer with assumptions about the states until they hold."""
+    assumptions = [_Assumption() for _ in _states(proto.graph, _Scope())]
+    while True:
+        _forget(proto.graph)
+        for assumption, state in zip(assumptions, _states(proto.graph, _Scope()), strict=True):
+            _assume(assumption, state)
+        inferred = _inferred(proto)
+        if inferred is None:
+            _forget(proto.graph)  # shapes stay unknown: what depends on them is kept whole and named
+            return proto
+        proto = inferred
+        states = list(zip(assumptions, _states(proto.graph, _Scope()), strict=True))
+        # An inner loop may still be without its assumption, so nothing is doubted before all have been made.
+        made = [_make(*pair) for pair in states]
+        if not any(made):
+            weakened = [_weaken(*pair) for pair in states]
+            if not any(weakened):
+                return proto
+
+
+def _inferred(proto: onnx.ModelProto) -> onnx.ModelProto | None:
+    """Infer until nothing new follows; None where the graph contradicts itself."""
+    declared: set[str] = set()
     while True:
         try:
             proto = onnx.shape_inference.infer_shapes(proto, data_prop=True)
         except (RuntimeError, onnx.shape_inference.InferenceError):
-            return proto  # shapes stay unknown: what depends on them is kept whole and named
-        if not _add_reshaped(proto.graph):
+            return None
+        if not _add_known(proto.graph, _Scope(declared=declared)):
             return proto
 
 
-def _add_reshaped(graph: onnx.GraphProto) -> bool:
-    """Declare the output of each Reshape of unknown result by the pieces of its shape; tell whether any was."""
-    known = {value.name: value for value in (*graph.input, *graph.value_info, *graph.output)}
-    constants = {tensor.name: tensor for tensor in graph.initializer}
-    producers = {name: node for node in graph.node for name in node.output}
-    found = False
+def _lend_constants(graph: onnx.GraphProto, around: dict[str, onnx.TensorProto]) -> set[str]:
+    """Give each body a copy of every constant that it captures; return their names."""
+    read = {name for node in graph.node for name in node.input}
+    captured = [tensor for name, tensor in around.items() if name in read]
+    visible = around | {tensor.name: tensor for tensor in graph.initializer}
+    graph.initializer.extend(captured)
+    lent = {tensor.name for tensor in captured}
+    return lent.union(*(_lend_constants(body, visible) for node in graph.node for body in _bodies(node)))
+
+
+def _return_constants(graph: onnx.GraphProto, lent: set[str]) -> None:
+    for body in (body for node in graph.node for body in _bodies(node)):
+        own = [tensor for tensor in body.initializer if tensor.name not in lent]
+        del body.initializer[:]
+        body.initializer.extend(own)
+        _return_constants(body, lent)
+
+
+def _forget(graph: onnx.GraphProto) -> None:
+    del graph.value_info[:]
+    for value in graph.output:
+        _forget_shape(value)
     for node in graph.node:
-        if node.op_type != "Reshape" or len(node.input) < 2 or _has_shape(known.get(node.output[0])):
-            continue
-        data, concat = known.get(node.input[0]), producers.get(node.input[1])
-        if data is None or concat is None or concat.op_type != "Concat":
-            continue
-        pieces = [_piece(name, known, constants) for name in concat.input]
-        lengths = [entry for piece in pieces if piece is not None for entry in piece]
-        if None not in pieces:
-            element = data.type.tensor_type.elem_type
-            shape = [length if length is not None and length > 0 else None for length in lengths]
-            declared = onnx.helper.make_tensor_value_info(node.output[0], element, shape)
-            known.setdefault(node.output[0], graph.value_info.add()).CopyFrom(declared)
-            found = True
+        for body in _bodies(node):
+            counted = _STATES_FIRST[node.op_type][0] if node.op_type == "Loop" else 0
+            for value in body.input[counted:]:  # a Loop's step and condition are one number each, as declared
+                _forget_shape(value)
+            _forget(body)
+
+
+def _forget_shape(value: onnx.ValueInfoProto) -> None:
+    if value.type.HasField("tensor_type"):  # a sequence or an optional value has no such field to clear
+        value.type.tensor_type.ClearField("shape")
+
+
+def _bodies(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
+    for attribute in node.attribute:
+        if attribute.HasField("g"):
+            yield attribute.g
+        yield from attribute.graphs
+
+
+def _states(graph: onnx.GraphProto, around: _Scope) -> Iterator[_State]:
+    """Yield every Loop's and Scan's states, always in the same order: assumptions are told apart by place."""
+    scope = around.inside(graph)
+    for node in graph.node:
+        for body in _bodies(node):
+            if node.op_type in _STATES_FIRST:
+                inputs, outputs = _STATES_FIRST[node.op_type]
+                scanned = next((a.i for a in node.attribute if a.name == "num_scan_inputs"), 0)
+                for place in range(len(body.input) - inputs - scanned):
+                    result = node.output[place] if place < len(node.output) else ""
+                    yield _State(first=node.input[inputs + place], entering=body.input[inputs + place],
+                                 leaving=body.output[outputs + place], result=result, scope=scope)  # fmt: skip
+            yield from _states(body, scope)
+
+
+def _assume(assumption: _Assumption, state: _State) -> None:
+    """Declare what a state enters the body with, and what the node returns, as assumed."""
+    if assumption.shape is None:
+        return
+    element = state.entering.type.tensor_type.elem_type or assumption.element
+    state.entering.CopyFrom(onnx.helper.make_tensor_value_info(state.entering.name, element, assumption.shape))
+    if state.result:
+        _declare(state.result, element, assumption.shape, state.scope)
+
+
+def _make(assumption: _Assumption, state: _State) -> bool:
+    """Make an assumption as soon as the shape is known that a state starts with; tell whether it was made."""
+    start = state.scope.shape(state.first)
+    if assumption.lost or assumption.shape is not None or start is None:
+        return False
+    assumption.shape, assumption.element = start, state.scope.element(state.first)
+    return True
+
+
+def _weaken(assumption: _Assumption, state: _State) -> bool:
+    """Give up of an assumption what does not hold of a start or of a step; tell whether anything was."""
+    if assumption.shape is None:
+        return False
+    before = assumption.shape
+    inside = _Scope().inside(onnx.GraphProto(output=[state.leaving]))
+    for found in (state.scope.shape(state.first), inside.shape(state.leaving.name)):
+        if assumption.shape is not None and found is not None and len(found) == len(before):
+            assumption.shape = tuple(a if a == b else None for a, b in zip(assumption.shape, found, strict=True))
+        else:
+            assumption.shape, assumption.lost = None, True
+    return assumption.shape != before
+
+
+def _add_known(graph: onnx.GraphProto, around: _Scope) -> bool:
+    """Declare shapes that ONNX did not infer, in a graph and those inside it; tell whether any was."""
+    scope = around.inside(graph)
+    found = [_add_reshaped(node, graph, scope) or _add_operands(node, scope) for node in graph.node]
+    found += [_add_known(body, scope) for node in graph.node for body in _bodies(node)]
+    return any(found)
+
+
+def _add_operands(node: onnx.NodeProto, scope: _Scope) -> bool:
+    """Declare what a recurrent node reads by what its weights say about it."""
+    W = scope.shape(node.input[slot("W")]) if node.op_type in GATES and len(node.input) > slot("W") else None
+    hidden = next((a.i for a in node.attribute if a.name == "hidden_size"), 0)
+    if W is None or len(W) != 3 or not hidden or any(a.name == "layout" and a.i for a in node.attribute):
+        return False
+    state: Shape = (W[0], None, hidden)
+    wanted: dict[str, Shape] = {"X": (None, None, W[2]), "initial_h": state, "initial_c": state}
+    found = False
+    for name, shape in wanted.items():
+        index = slot(name)
+        if index < len(node.input) and node.input[index] and scope.shape(node.input[index]) is None:
+            element = scope.element(node.input[slot("W")])
+            found |= _declare(node.input[index], element, shape, scope)
     return found
 
 
-def _has_shape(value: onnx.ValueInfoProto | None) -> bool:
-    return value is not None and value.type.tensor_type.HasField("shape")
+def _add_reshaped(node: onnx.NodeProto, graph: onnx.GraphProto, scope: _Scope) -> bool:
+    """Declare the output of a Reshape of unknown result by the pieces of its shape."""
+    if node.op_type != "Reshape" or len(node.input) < 2 or scope.shape(node.output[0]) is not None:
+        return False
+    concat, _ = scope.producers.get(node.input[1], (None, graph))
+    if node.input[0] not in scope.known or concat is None or concat.op_type != "Concat":
+        return False
+    pieces = [_piece(name, scope) for name in concat.input]
+    if None in pieces:
+        return False
+    lengths = [entry for piece in pieces if piece is not None for entry in piece]
+    shape = tuple(length if length is not None and length > 0 else None for length in lengths)
+    return _declare(node.output[0], scope.element(node.input[0]), shape, scope)
 
 
-def _piece(
-    name: str, known: Mapping[str, onnx.ValueInfoProto], constants: Mapping[str, onnx.TensorProto]
-) -> Piece | None:
+def _declare(name: str, element: int, shape: Shape, scope: _Scope) -> bool:
+    """Write a shape where a node's output is declared, once; what no node computes is left alone."""
+    if name not in scope.producers or name in scope.declared:
+        return False
+    _, graph = scope.producers[name]
+    value = scope.known[name] if name in scope.known else graph.value_info.add()
+    value.CopyFrom(onnx.helper.make_tensor_value_info(name, element, shape))
+    scope.declared.add(name)
+    return True
+
+
+def _piece(name: str, scope: _Scope) -> Piece | None:
     """Return the entries that a piece adds to a shape; None when not even their number is known."""
-    if name in constants:
-        return [int(entry) for entry in numpy_helper.to_array(constants[name]).ravel()]
-    value = known.get(name)
-    if value is None or len(value.type.tensor_type.shape.dim) != 1:
+    if name in scope.constants:
+        return [int(entry) for entry in numpy_helper.to_array(scope.constants[name]).ravel()]
+    shape = scope.shape(name)
+    if shape is None or len(shape) != 1:
         return None
-    (axis,) = value.type.tensor_type.shape.dim
-    return [None] * axis.dim_value if axis.dim_value else None
+    return [None] * shape[0] if shape[0] else None

@@ -96,6 +96,12 @@ class NodeView:
             raise BlockedError(f"the shape of its output {value.name!r} is not known")
         return self._numbering.of_value(value)
 
+    def inner(self, value: ir.Value) -> Space:
+        """Return the space of a value of a graph inside the node."""
+        if static_shape(value) is None:
+            raise BlockedError(f"the shape of {value.name!r} inside it is not known")
+        return self._numbering.of_value(value)
+
     def neurons(self, name: str, *shape: int) -> Space:
         """Return a space that belongs to the node itself, such as the units of an LSTM."""
         return self._numbering.space((id(self.node), name), shape)

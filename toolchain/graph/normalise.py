@@ -1,15 +1,17 @@
 """Bring any exporter's graph into the form that the surgery reads, without changing an output bit.
 
-inline      model-local functions become nodes; Constant nodes become initializers
+inline      model-local functions become nodes; Constant nodes become initializers, those of bodies the main graph's
 simplify    onnxsim folds what is constant in the shape arithmetic (large weights are lifted out, so that it is
 quick and never touches them); if it cannot, the graph is used as it is
 fold        chains of constants that end in weights (Slice, Concat, Transpose, Cast, ...) are evaluated
-zero state  an initial state that is provably zero is dropped: zero is what the operator assumes without one
+zero state  an initial state that is provably zero is dropped: zero is what the operator assumes without one; of a zero
+that starts several states of a Loop or Scan, each gets its own
 shapes      stale shapes are forgotten and inferred again
 """
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,6 +21,14 @@ from onnx.reference import ReferenceEvaluator
 from onnx_ir.passes import common
 
 from toolchain.graph import inference
+from toolchain.graph.subgraphs import (
+    fresh_name,
+    give_unique_names,
+    graphs_in,
+    hoist_constants,
+    remove_unused,
+    values_of,
+)
 from toolchain.recurrent import GATES, slot
 
 # Tensors above this many elements are weights, not shape arithmetic; onnxsim need not see them.
@@ -48,7 +58,8 @@ def normalise(model: ir.Model) -> Normalised:
     model, problem = _simplified(model)
     _fold_constants(model.graph)
     _drop_zero_states(model.graph)
-    common.RemoveUnusedNodesPass()(model)
+    _split_zero_states(model.graph)
+    remove_unused(model)
     return Normalised(model=model, declared=declared, not_simplified=problem)
 
 
@@ -65,10 +76,16 @@ def with_inferred_shapes(model: ir.Model) -> ir.Model:
     return inferred
 
 
-def _lift_constants(model: ir.Model) -> None:
+def with_own_names(model: ir.Model) -> None:
+    """Inline model-local functions and give every value a name of its own; a model always gets the same names."""
     if model.functions:
         common.InlinePass()(model)
-    common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+    give_unique_names(model)
+
+
+def _lift_constants(model: ir.Model) -> None:
+    with_own_names(model)
+    hoist_constants(model)
     common.RemoveInitializersFromInputsPass()(model)
     model.ir_version = max(model.ir_version or 0, 4)  # before 4 every initializer had to be an input too
 
@@ -91,7 +108,7 @@ def _simplified(model: ir.Model) -> tuple[ir.Model, str | None]:
         problem = " ".join(str(error).split())[:200]
     result = ir.from_proto(inference.with_inferred_shapes(skeleton))
     _return_weights(result.graph, lifted)
-    common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(result)
+    hoist_constants(result)
     result.metadata_props.update(model.metadata_props)
     return result, problem
 
@@ -102,7 +119,7 @@ def _lift_weights(graph: ir.Graph) -> dict[str, ir.TensorProtocol]:
     lifted: dict[str, ir.TensorProtocol] = {}
     for name, value in list(graph.initializers.items()):
         tensor = value.const_value
-        if tensor is None or name in outputs:
+        if tensor is None or name in outputs or tensor.dtype == ir.DataType.STRING:
             continue
         if tensor.size <= LIFTED_ELEMENTS:
             value.const_value = ir.tensor(np.array(tensor.numpy()), name=name)  # in memory, wherever it was
@@ -123,8 +140,12 @@ def _return_weights(graph: ir.Graph, lifted: dict[str, ir.TensorProtocol]) -> No
 
 
 def _fold_constants(graph: ir.Graph) -> None:
-    """Evaluate nodes that move constants into place, so that weights become initializers."""
-    for node in list(graph):
+    """Evaluate nodes that move constants into place, so that weights become initializers.
+
+    Equal results become one: branches that put one weight into place each for itself go on sharing it.
+    """
+    made: dict[tuple[str, tuple[int, ...], bytes], ir.Value] = {}
+    for node in list(graph.all_nodes()):
         if node.op_type not in _FOLDED or node.domain or not node.inputs:
             continue
         tensors = [None if value is None else value.const_value for value in node.inputs]
@@ -134,13 +155,21 @@ def _fold_constants(graph: ir.Graph) -> None:
             continue
         arrays = _evaluate(graph, node, [None if tensor is None else tensor.numpy() for tensor in tensors])
         for value, array in zip(node.outputs, arrays, strict=True):
-            value_name = value.name
-            value.name = f"{value_name}_computed"
-            constant = ir.Value(name=value_name, shape=ir.Shape(array.shape), const_value=ir.tensor(array),
-                                type=ir.TensorType(ir.tensor(array).dtype))  # fmt: skip
-            graph.register_initializer(constant)
-            value.replace_all_uses_with(constant)
-        graph.remove(node, safe=True)
+            key = (str(array.dtype), array.shape, hashlib.sha256(array.tobytes()).digest())
+            if key not in made:
+                made[key] = _constant(graph, value, array)
+            value.replace_all_uses_with(made[key])
+        assert node.graph is not None
+        node.graph.remove(node, safe=True)
+
+
+def _constant(graph: ir.Graph, computed: ir.Value, array: np.ndarray) -> ir.Value:
+    """Register an array as an initializer with the name of the value that it takes the place of."""
+    name, tensor = computed.name, ir.tensor(array)
+    computed.name = f"{name}_computed"
+    constant = ir.Value(name=name, shape=ir.Shape(array.shape), const_value=tensor, type=ir.TensorType(tensor.dtype))
+    graph.register_initializer(constant)
+    return constant
 
 
 def _evaluate(graph: ir.Graph, node: ir.Node, arrays: list[np.ndarray | None]) -> list[np.ndarray]:
@@ -157,13 +186,38 @@ def _evaluate(graph: ir.Graph, node: ir.Node, arrays: list[np.ndarray | None]) -
 
 
 def _drop_zero_states(graph: ir.Graph) -> None:
-    for node in graph:
+    for node in graph.all_nodes():
         if node.op_type in GATES:
             for name in ("initial_h", "initial_c"):
                 index = slot(name)
                 state = node.inputs[index] if index < len(node.inputs) else None
                 if state is not None and is_zero(state):
                     node.replace_input_with(index, None)
+
+
+def _split_zero_states(graph: ir.Graph) -> None:
+    """Give each zero state of a Loop or Scan operators of its own: one for all would tie the widths of all layers."""
+    taken: set[str | None] = {value.name for inner in graphs_in(graph) for value in values_of(inner)}
+    for node in [node for node in graph.all_nodes() if node.op_type in ("Loop", "Scan")]:
+        for index, value in enumerate(node.inputs):
+            if value is not None and is_zero(value):
+                node.replace_input_with(index, _copied(value, node, taken))
+
+
+def _copied(value: ir.Value, place: ir.Node, taken: set[str | None]) -> ir.Value:
+    """Copy the operators that make a zero, in front of `place`; a constant is cut for each user apart anyway."""
+    producer, graph = value.producer(), place.graph
+    if producer is None or graph is None or value.const_value is not None:
+        return value
+    shaped = producer.op_type == "ConstantOfShape"
+    inputs = [source if source is None or shaped or not is_zero(source) else _copied(source, place, taken)
+              for source in producer.inputs]  # fmt: skip
+    outputs = [ir.Value(name=fresh_name(str(old.name), taken), shape=old.shape, type=old.type)
+               for old in producer.outputs]  # fmt: skip
+    taken.update(output.name for output in outputs)
+    copy = ir.Node(producer.domain, producer.op_type, inputs, list(producer.attributes.values()), outputs=outputs)
+    graph.insert_before(place, [copy])
+    return outputs[value.index() or 0]
 
 
 def is_zero(value: ir.Value) -> bool:

@@ -3,13 +3,15 @@
     describe    every node's transfer, the interface, the carried state     (reads the graph, changes nothing)
     demanded    which cells can still change an output                      (a least fixpoint, backwards)
 
-What no statement describes demands everything it reads and keeps its shapes: correct, and named with its reason.
+What no statement describes demands everything it reads and keeps its shapes: correct, and named with its reason. The
+nodes inside If, Loop and Scan are described with the others, each body before the node that it belongs to.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 
 import numpy as np
 import onnx_ir as ir
@@ -25,15 +27,19 @@ from toolchain.graph.cells import (
     Read,
     Space,
     Transfer,
+    agree,
     couple,
     pairs,
 )
 from toolchain.graph.nodes import NodeView, Numbering
 from toolchain.graph.operators import OPERATORS
+from toolchain.graph.operators.control import decided_by
 from toolchain.graph.operators.linear import is_linear
 from toolchain.graph.operators.recurrence import shared_weights
+from toolchain.graph.subgraphs import bodies_of, in_order, owners
 from toolchain.recurrent import GATES, check_shapes, slot
 
+NOTHING: Mapping[ir.Graph, str] = MappingProxyType({})
 UNKNOWN = ()  # the shape of the one cell that stands for a value of unknown shape; no state is a scalar
 StatePair = tuple[str, str]  # graph input, graph output that the caller feeds back into it
 
@@ -42,8 +48,9 @@ StatePair = tuple[str, str]  # graph input, graph output that the caller feeds b
 class Program:
     """A described graph.
 
-    `fixed` cells are the interface's and those of blocked nodes; `roots` are the outputs' cells; `carried` pairs the
-    cells of a state input with those of its output, position by position.
+    `nodes` are those of the graph and of the graphs inside it. `fixed` cells are the interface's and those of blocked
+    nodes; `roots` are the outputs' cells, and those that decide what runs; `carried` pairs the cells of a state input
+    with those of its output, position by position.
     """
 
     graph: ir.Graph
@@ -66,13 +73,20 @@ class Program:
         return tuple(space for transfer in self.transfers for space in transfer.neurons.values())
 
 
-def describe(graph: ir.Graph, *, carried: Sequence[StatePair], compact_state: bool) -> Program:
+def describe(
+    graph: ir.Graph,
+    *,
+    carried: Sequence[StatePair],
+    compact_state: bool,
+    left_alone: Mapping[ir.Graph, str] = NOTHING,
+) -> Program:
     """Describe a normalised graph.
 
     Args:
         graph: in normal form, see `toolchain.graph.normalise`.
         carried: state inputs with the outputs that the caller feeds back.
         compact_state: let the carried state's own shapes shrink.
+        left_alone: graphs inside of which nothing may change, at any depth, with the reason.
 
     Raises:
         LayoutError: a recurrent node's weights have inconsistent shapes.
@@ -80,9 +94,14 @@ def describe(graph: ir.Graph, *, carried: Sequence[StatePair], compact_state: bo
     """
     numbering = Numbering()
     opset = graph.opset_imports.get("", 1)
-    nodes = tuple(NodeView(node, numbering, opset) for node in graph)
+    nodes = tuple(NodeView(node, numbering, opset) for node in in_order(graph))
     relevant = neighbourhood(graph)
-    described = {id(node.node): _transfer(node, numbering) for node in nodes if id(node.node) in relevant}
+    alone = {id(node): reason for inner, reason in left_alone.items() for node in inner.all_nodes()}
+    described = {
+        id(node.node): _transfer(node, numbering, alone.get(id(node.node)))
+        for node in nodes
+        if id(node.node) in relevant
+    }
     outside = {id(node.node): _outside(node.node, numbering) for node in nodes if id(node.node) not in relevant}
     both = described | outside
     transfers = tuple(both[id(node.node)] for node in nodes)
@@ -101,6 +120,7 @@ def describe(graph: ir.Graph, *, carried: Sequence[StatePair], compact_state: bo
         roots=(
             *(space.cells.ravel() for name, space in outputs.items() if name not in fed_back),
             *(cells for transfer in outside.values() for cells in transfer.fixed),
+            *_deciding(nodes, described, numbering),
         ),
         fixed=(
             *(cells for transfer in transfers for cells in transfer.fixed),
@@ -155,36 +175,46 @@ def neighbourhood(graph: ir.Graph) -> set[int]:
 
     All that follows a recurrent node, and backwards from there everything up to the nearest matrix, whose columns can
     be cut. What lies before (the convolutions of a large front end, say) keeps its shapes and need not be described.
+    A node with graphs inside is reached with all that is in them, and by any of it.
     """
+    owner = owners(graph)
     relevant: set[int] = set()
-    pending = [node for node in graph if node.op_type in GATES]
+    pending = [node for node in graph.all_nodes() if node.op_type in GATES]
     while pending:  # forwards
         node = pending.pop()
         if id(node) not in relevant:
             relevant.add(id(node))
             pending += [reader for value in node.outputs for reader, _ in value.uses()]
-    pending = [node for node in graph if id(node) in relevant]
+            pending += _inside_and_around(node, owner)
+    pending = [node for node in graph.all_nodes() if id(node) in relevant]
     while pending:  # backwards
         for value in pending.pop().inputs:
             producer = None if value is None else value.producer()
-            if producer is None or id(producer) in relevant:
-                continue
-            relevant.add(id(producer))
-            if not is_linear(producer):
-                pending.append(producer)
+            reached = [] if producer is None else [producer, *_inside_and_around(producer, owner)]
+            fresh = [node for node in reached if id(node) not in relevant]
+            relevant |= {id(node) for node in fresh}
+            pending += [node for node in fresh if not is_linear(node)]
     return relevant
+
+
+def _inside_and_around(node: ir.Node, owner: Mapping[ir.Graph | None, ir.Node]) -> list[ir.Node]:
+    """Return the nodes of the graphs inside a node, at any depth, and the node around its own graph."""
+    inside = [inner for body in bodies_of(node) for inner in body.all_nodes()]
+    return inside if node.graph not in owner else [*inside, owner[node.graph]]
 
 
 def _outside(node: ir.Node, numbering: Numbering) -> Transfer:
     """A node that is not described keeps whatever it shares with those that are."""
-    touched = [value for value in (*node.inputs, *_captured(node), *node.outputs) if value is not None]
+    touched = [value for value in (*node.inputs, *node.outputs) if value is not None]
     spaces = [numbering.spaces[id(value)] for value in touched if id(value) in numbering.spaces]
     return Transfer(fixed=tuple(space.cells.ravel() for space in spaces))
 
 
-def _transfer(node: NodeView, numbering: Numbering) -> Transfer:
+def _transfer(node: NodeView, numbering: Numbering, left_alone: str | None) -> Transfer:
     """Describe one node, or say why it cannot be."""
     _check_recurrent(node)
+    if left_alone is not None:
+        return _blocked(node, numbering, left_alone)
     operator = OPERATORS.get(node.node.op_type) if node.node.domain in ("", "ai.onnx") else None
     if operator is None:
         return _blocked(node, numbering, "no transfer function is known for this operator")
@@ -195,8 +225,9 @@ def _transfer(node: NodeView, numbering: Numbering) -> Transfer:
 
 
 def _with_other_inputs(node: NodeView, transfer: Transfer, numbering: Numbering) -> Transfer:
-    """Add that computed inputs which the transfer does not speak of (indices, lengths, bounds) are read whole."""
+    """Add that what the transfer does not speak of (indices, lengths, bounds, conditions) is read whole."""
     values = [node.value(index) for index in node.inputs() if index not in node.described]
+    values = list(dict.fromkeys((*values, *decided_by(node.node))))
     others = [numbering.of_value(value).cells.ravel() for value in values if value.const_value is None]
     if not others:
         return transfer
@@ -214,32 +245,28 @@ def _with_other_inputs(node: NodeView, transfer: Transfer, numbering: Numbering)
 
 
 def _blocked(node: NodeView, numbering: Numbering, reason: str) -> Transfer:
-    """Any output needs every input, whole; nothing around the node changes shape."""
+    """Any output needs every input, whole; nothing around the node changes shape.
+
+    The same holds between the node and the graphs inside it: what they are given, and what they return.
+    """
     whole = node.neurons("whole", 1).cells
-    outputs = [numbering.of_value(value).cells.ravel() for value in node.node.outputs]
-    read = [value for value in (*node.node.inputs, *_captured(node.node)) if value is not None]
-    inputs = [numbering.of_value(value).cells.ravel() for value in read if value.const_value is None]
+    bodies = bodies_of(node.node)
+    given = [value for body in bodies for value in body.inputs]
+    returned = [value for body in bodies for value in body.outputs]
+    made = [numbering.of_value(value).cells.ravel() for value in (*node.node.outputs, *given)]
+    values = [value for value in (*node.node.inputs, *returned) if value is not None and value.const_value is None]
+    read = [numbering.of_value(value).cells.ravel() for value in values]
     return Transfer(
-        statements=(*(pairs(cells, whole) for cells in outputs), *(pairs(whole, cells) for cells in inputs)),
-        fixed=(*outputs, *inputs),
+        statements=(*(pairs(cells, whole) for cells in made), *(pairs(whole, cells) for cells in read)),
+        fixed=(*made, *read),
         blocked=reason,
     )
 
 
-def _captured(node: ir.Node) -> list[ir.Value]:
-    """Return the values of the surrounding graph that a node's subgraphs read."""
-    captured: list[ir.Value] = []
-    for attribute in node.attributes.values():
-        if attribute.type == ir.AttributeType.GRAPH:
-            graphs: Sequence[ir.Graph] = [attribute.as_graph()]
-        elif attribute.type == ir.AttributeType.GRAPHS:
-            graphs = attribute.as_graphs()
-        else:
-            continue
-        for graph in graphs:
-            read = [value for inner in graph.all_nodes() for value in inner.inputs]
-            captured += [value for value in (*read, *graph.outputs) if value is not None and value.graph is node.graph]
-    return captured
+def _deciding(nodes: Sequence[NodeView], described: Collection[int], numbering: Numbering) -> tuple[CellArray, ...]:
+    """Return the cells of what decides which described graphs run: a dead loop must still come to its end."""
+    values = [value for node in nodes if id(node.node) in described for value in decided_by(node.node)]
+    return tuple(numbering.of_value(value).cells.ravel() for value in values)
 
 
 def _check_recurrent(node: NodeView) -> None:
@@ -280,8 +307,8 @@ def _state_couple(pair: StatePair, inputs: dict[str | None, Space], outputs: dic
                 f"carried state {state_in}={state_out}: the model has no {kind} {name!r}; expected one "
                 f"of {', '.join(sorted(map(str, known)))}. Correct --carried."
             )
-    shapes = {inputs[state_in].shape, outputs[state_out].shape} - {UNKNOWN}
-    if len(shapes) > 1:
+    one, other = inputs[state_in], outputs[state_out]
+    if UNKNOWN not in (one.shape, other.shape) and not agree(one, other):
         raise ModelFileError(
             f"carried state {state_in}={state_out}: the shapes {inputs[state_in].shape} and "
             f"{outputs[state_out].shape} differ; expected equal ones. Correct --carried."

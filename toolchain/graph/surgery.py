@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
 import onnx_ir as ir
-from onnx_ir.passes import common
 
 from toolchain.graph.bridges import bridge
 from toolchain.graph.cells import Transfer
@@ -16,7 +15,8 @@ from toolchain.graph.layout import Layout, decide_layout
 from toolchain.graph.nodes import NodeView
 from toolchain.graph.normalise import Normalised
 from toolchain.graph.operators import OPERATORS
-from toolchain.graph.program import Program, StatePair, demanded, describe
+from toolchain.graph.program import NOTHING, Program, StatePair, demanded, describe
+from toolchain.graph.subgraphs import bodies_of, graphs_in, owners, remove_unused, values_of
 from toolchain.recurrent import GATES
 
 
@@ -45,11 +45,12 @@ class NodeChange:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SurgeryPlan:
-    """What to cut out of a graph."""
+    """What to cut out of a graph; `left_alone` are the graphs in which nothing may change, with the reason."""
 
     program: Program
     layout: Layout
     changes: tuple[NodeChange, ...]
+    left_alone: Mapping[ir.Graph, str]
 
     @property
     def removes_something(self) -> bool:
@@ -65,26 +66,34 @@ class SurgeryPlan:
         return sum((c.hidden_before - c.hidden_after) * c.num_directions for c in self.changes)
 
 
-def plan_surgery(graph: ir.Graph, *, carried: Sequence[StatePair], compact_state: bool) -> SurgeryPlan:
+def plan_surgery(
+    graph: ir.Graph,
+    *,
+    carried: Sequence[StatePair],
+    compact_state: bool,
+    left_alone: Mapping[ir.Graph, str] = NOTHING,
+) -> SurgeryPlan:
     """Decide what can go without changing an output; the graph is not changed.
 
     Args:
         graph: in normal form.
         carried: state inputs with the outputs that the caller feeds back.
         compact_state: let the carried state's own shapes shrink too.
+        left_alone: graphs inside of which nothing may change, with the reason.
 
     Raises:
         LayoutError: a recurrent node's weights have inconsistent shapes.
         ModelFileError: a carried pair does not exist.
     """
-    program = describe(graph, carried=carried, compact_state=compact_state)
+    program = describe(graph, carried=carried, compact_state=compact_state, left_alone=left_alone)
     layout = layout_of(program)
+    blockers = _blockers(program)
     changes = tuple(
-        _change(program, node, transfer, layout.kept)
+        _change(node, transfer, layout.kept, blockers)
         for node, transfer in zip(program.nodes, program.transfers, strict=True)
         if node.node.op_type in GATES
     )
-    return SurgeryPlan(program=program, layout=layout, changes=changes)
+    return SurgeryPlan(program=program, layout=layout, changes=changes, left_alone=left_alone)
 
 
 def layout_of(program: Program) -> Layout:
@@ -109,7 +118,7 @@ def apply_surgery(plan: SurgeryPlan, normalised: Normalised) -> ir.Model:
     edits = Edits(program.graph)
     bridged = plan.layout.bridged
     for node, transfer in zip(program.nodes, program.transfers, strict=True):
-        if transfer.blocked is not None or not _touched(program, node, transfer, kept):
+        if transfer.blocked is not None or not touched(program, node, transfer, kept):
             continue
         _slice_operands(program, node, kept, edits)
         OPERATORS[node.node.op_type].rewrite(node, transfer.neurons, kept, edits)
@@ -122,15 +131,16 @@ def apply_surgery(plan: SurgeryPlan, normalised: Normalised) -> ir.Model:
         space = program.numbering.spaces.get(id(value))
         if space is None or kept.whole(space):
             value.shape = normalised.declared[str(value.name)]
-    common.RemoveUnusedNodesPass()(normalised.model)
+    remove_unused(normalised.model)
     return normalised.model
 
 
-def _touched(program: Program, node: NodeView, transfer: Transfer, kept: Kept) -> bool:
+def touched(program: Program, node: NodeView, transfer: Transfer, kept: Kept) -> bool:
     """Tell whether anything that a node reads, writes or owns was cut."""
     spaces = program.numbering.spaces
     keys: list[Hashable] = [(id(node.node), index) for index in range(len(node.node.inputs))]
-    keys += [id(value) for value in (*node.node.inputs, *node.node.outputs) if value is not None]
+    returned = [value for body in bodies_of(node.node) for value in (*body.inputs, *body.outputs)]
+    keys += [id(value) for value in (*node.node.inputs, *node.node.outputs, *returned) if value is not None]
     touching = [*transfer.neurons.values(), *(spaces[key] for key in keys if key in spaces)]
     return not all(kept.whole(space) for space in touching)
 
@@ -144,7 +154,7 @@ def _slice_operands(program: Program, node: NodeView, kept: Kept, edits: Edits) 
 
 def _resize_values(program: Program, kept: Kept) -> None:
     """Bring the declared shapes up to date."""
-    for value in _values(program.graph):
+    for value in (value for graph in graphs_in(program.graph) for value in values_of(graph)):
         space = program.numbering.spaces.get(id(value))
         if space is None or value.shape is None or kept.whole(space):
             continue
@@ -153,13 +163,9 @@ def _resize_values(program: Program, kept: Kept) -> None:
                                 in zip(value.shape, lengths, space.dynamic, strict=True)])  # fmt: skip
 
 
-def _values(graph: ir.Graph) -> list[ir.Value]:
-    return [*graph.inputs, *(value for node in graph for value in node.outputs)]
-
-
-def _change(program: Program, node: NodeView, transfer: Transfer, kept: Kept) -> NodeChange:
+def _change(node: NodeView, transfer: Transfer, kept: Kept, behind: Mapping[int, tuple[Blocker, ...]]) -> NodeChange:
     name = node.node.name or str(node.node.outputs[0].name)
-    blockers = _blockers(program, node.node)
+    blockers = tuple(dict.fromkeys(blocker for value in node.node.outputs for blocker in behind[id(value)]))
     if transfer.blocked is not None:
         W = node.node.inputs[1]
         shape = W.shape if W is not None else None
@@ -179,26 +185,52 @@ def _num_directions(node: NodeView) -> int:
     return 2 if node.attribute("direction", "forward") == "bidirectional" else 1
 
 
-def _blockers(program: Program, recurrent: ir.Node) -> tuple[Blocker, ...]:
-    """Follow a node's outputs to whatever is not understood, or to the interface; matrices end the walk."""
-    transfers = {id(view.node): transfer for view, transfer in zip(program.nodes, program.transfers, strict=True)}
+def _blockers(program: Program) -> dict[int, tuple[Blocker, ...]]:
+    """Return, by the value's id, whatever is not understood behind each value, or the interface; matrices end the walk.
+
+    What lies behind a value is the union of what lies behind those that follow, so one pass backwards finds all.
+    """
+    transfers = {view.node: transfer for view, transfer in zip(program.nodes, program.transfers, strict=True)}
+    owner = owners(program.graph)
     fed_back = {int(cell) for pair in program.carried for cell in pair.b}
-    found: dict[str, Blocker] = {}
-    pending, seen = list(recurrent.outputs), set()
-    while pending:
-        value = pending.pop()
-        if id(value) in seen:
-            continue
-        seen.add(id(value))
-        if value.is_graph_output() and program.numbering.of_value(value).first not in fed_back:
-            found[str(value.name)] = Blocker(node=str(value.name), op_type="graph output",
-                                             reason="the model's interface returns these units")  # fmt: skip
-        for reader, _ in value.uses():
-            transfer = transfers.get(id(reader))
-            if transfer is None or transfer.blocked is not None:
-                name = reader.name or str(reader.outputs[0].name)
-                reason = "it lies inside a subgraph" if transfer is None else str(transfer.blocked)
-                found[name] = Blocker(node=name, op_type=reader.op_type, reason=reason)
-            elif transfer.statements and not {"rows", "units"} & set(transfer.neurons):
-                pending += reader.outputs
-    return tuple(found.values())
+    values = (value for graph in graphs_in(program.graph) for value in values_of(graph))
+    steps = {id(value): _step(program, value, transfers, owner, fed_back) for value in values}
+    bits: dict[Blocker, int] = {}
+    behind = {}
+    for key, (blockers, _) in steps.items():
+        behind[key] = sum(1 << bits.setdefault(blocker, len(bits)) for blocker in set(blockers))
+    settled = False
+    while not settled:
+        settled = True
+        for key, (_, followers) in reversed(steps.items()):
+            joined = behind[key]
+            for value in followers:
+                joined |= behind[id(value)]
+            settled &= joined == behind[key]
+            behind[key] = joined
+    return {key: tuple(blocker for blocker, bit in bits.items() if bitset >> bit & 1) for key, bitset in behind.items()}
+
+
+def _step(
+    program: Program,
+    value: ir.Value,
+    transfers: Mapping[ir.Node, Transfer],
+    owner: Mapping[ir.Graph | None, ir.Node],
+    fed_back: Collection[int],
+) -> tuple[list[Blocker], list[ir.Value]]:
+    """Return what blocks a value itself, and the values that its units go on to."""
+    found: list[Blocker] = []
+    followers: list[ir.Value] = []
+    returned = value.is_graph_output()
+    if returned and value.graph is program.graph and program.numbering.of_value(value).first not in fed_back:
+        found.append(Blocker(node=str(value.name), op_type="graph output",
+                             reason="the model's interface returns these units"))  # fmt: skip
+    readers = [reader for reader, _ in value.uses()]
+    for reader in [*readers, owner[value.graph]] if returned and value.graph in owner else readers:
+        transfer = transfers[reader]
+        if transfer.blocked is not None:
+            name = reader.name or str(reader.outputs[0].name)
+            found.append(Blocker(node=name, op_type=reader.op_type, reason=transfer.blocked))
+        elif transfer.statements and not {"rows", "units"} & set(transfer.neurons):
+            followers += [*reader.outputs, *(given for body in bodies_of(reader) for given in body.inputs)]
+    return found, followers

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from toolchain.graph.costs import QUANTIZED_LSTM
+from toolchain.graph.subgraphs import bodies_of, in_order
 from toolchain.recurrent import GATES
 
 REMEDY = ("Export nn.LSTM, nn.GRU or nn.RNN as one node, not as cells or a loop; of PyTorch's exporters, dynamo=False "
@@ -52,8 +53,7 @@ def find_unrolled(graph: ir.Graph) -> tuple[Unrolled, ...]:
     """
     found = [*_cells(graph)] or [*_chains(graph)]
     for node in graph:
-        bodies = [attribute.as_graph() for attribute in node.attributes.values()
-                  if attribute.type == ir.AttributeType.GRAPH]  # fmt: skip
+        bodies = bodies_of(node)
         if node.op_type in ("Loop", "Scan") and any(_is_recurrent_body(node, body) for body in bodies):
             found.append(
                 Unrolled(what=f"a {node.op_type} with its state in plain matrices", node=name_of(node), count=1)
@@ -156,8 +156,9 @@ def _applications(
     Without `start` every value begins at zero.
     """
     depth = dict(start)
-    for node in graph:
-        before = [depth[value] for value in node.inputs if value in depth]
+    for node in in_order(graph):
+        read = (*node.inputs, *(value for body in bodies_of(node) for value in body.outputs))
+        before = [depth[value] for value in read if value in depth]
         if (start and not before) or node.op_type in _BETWEEN_LAYERS:
             continue
         applied = id(node) in matrices and (matrix is None or matrices[id(node)] is matrix)
@@ -174,6 +175,6 @@ def _is_recurrent_body(node: ir.Node, body: ir.Graph) -> bool:
     else:
         count = len(node.inputs) - node.attributes["num_scan_inputs"].as_int()
         states, results = body.inputs[:count], body.outputs[:count]
-    matrices = {id(inner): matrix for inner in body if (matrix := _matrix(inner)) is not None}
+    matrices = {id(inner): matrix for inner in in_order(body) if (matrix := _matrix(inner)) is not None}
     depth = _applications(body, None, matrices, dict.fromkeys(states, 0))
     return bool(states) and any(depth.get(value, 0) for value in results)

@@ -78,7 +78,7 @@ class Matrix:
         return array[self.direction, self._gates(array)].T  # [hidden_size, num_gates*hidden_size]
 
     def replace(self, weights: FloatArray, shift: FloatArray, edits: Edits) -> None:
-        """Give the node new content, and add `shift`, shape `[num_out]`, to its bias."""
+        """Give the node new content, and add `shift`, shape `[num_out]`, to its bias; none is made for zeros."""
         if self.part == "matrix":
             replace_matrix(self.node, weights, shift, edits)
             return
@@ -96,7 +96,8 @@ class Matrix:
             array[self.direction, rows] = weights.T
             B[self.direction, num_gates * hidden :][rows] += shift
         edits.put(self.node.node, index, array)
-        edits.put(self.node.node, slot("B"), B)
+        if shift.any():
+            edits.put(self.node.node, slot("B"), B)
 
     def _gates(self, R: FloatArray) -> slice:
         """Return which rows of R belong to this matrix."""

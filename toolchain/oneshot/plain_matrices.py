@@ -62,6 +62,8 @@ def replace_matrix(node: NodeView, weights: FloatArray, shift: FloatArray, edits
     content = content.T if plain.transposed else content
     edits.put(node.node, plain.index, content.reshape(old.shape).astype(old.dtype))
     shift = shift.astype(old.dtype)
+    if not shift.any():
+        return
     if node.node.op_type == "Conv":
         _add_to_input(node, CONV_BIAS, shift, edits)
     elif node.node.op_type == "Gemm" and float(node.attribute("beta", 1.0)) and _constant_or_none(node, GEMM_BIAS):

@@ -29,6 +29,7 @@ from toolchain.oneshot.elimination import Elimination
 from toolchain.oneshot.matrices import Source
 from toolchain.oneshot.moments import Moments, watch
 from toolchain.oneshot.output_error import Kind, compare, output_kinds
+from toolchain.oneshot.rotation import rotate_tables
 from toolchain.oneshot.sizes import SizeModel, size_model
 from toolchain.oneshot.survey import Survey, survey
 from toolchain.runtime import open_session
@@ -36,13 +37,13 @@ from toolchain.runtime import open_session
 Progress = Callable[[str], None]
 StatePair = tuple[str, str]
 POINTS = (0.25, 0.5, 0.75, 0.95)  # of a group's candidates: where the output error is measured
-ROUNDING = 1e-9
+ROUNDING = 1e-9  # of a share computed from whole units
 PROBE_CALLS = 20  # enough to rank groups; the reported error uses every held-out call
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
-    """How much: `value` is a share for ratio, a number of parameters or multiply-adds, seconds, or an error."""
+    """How much: a share for ratio, seconds, an error, or parameters and multiply-adds (below 1: a share of them)."""
 
     kind: Literal["ratio", "parameters", "multiply_adds", "latency", "error"]
     value: float
@@ -74,6 +75,7 @@ class GroupAnalysis:
     nodes: tuple[str, ...]
     recurrent: bool
     size: int
+    held: int
     sides: int
     elimination: Elimination
     measured: tuple[tuple[int, float], ...]
@@ -98,8 +100,13 @@ def analyse(
     calibration: Calibration,
     method: Method,
     progress: Progress = lambda stage: None,
+    *,
+    tables: bool = True,
 ) -> Analysis:
-    """Analyse a normalised model; its weights are not changed.
+    """Analyse a normalised model.
+
+    With `tables`, embedding tables are rotated (see `rotation`), which changes the model by rounding only; nothing else
+    is changed.
 
     Raises:
         SelectionError: no neuron can be given up.
@@ -112,6 +119,8 @@ def analyse(
             "the model: no hidden unit can be given up; expected one that only matrices read. See what holds them with "
             "`toolchain shrink MODEL --dry-run --explain`."
         )
+    if tables:
+        rotate_tables(surveyed, fit, threads=method.threads)
     progress("watching the neurons on the samples")
     readers = {id(m): m for group in surveyed.groups for m in surveyed.readers(group)}
     moments = watch(model, tuple(readers.values()), fit, threads=method.threads)
@@ -126,6 +135,7 @@ def analyse(
         measured = _measured(surveyed, number, elimination, moments, probe, method)
         groups.append(
             GroupAnalysis(nodes=group.nodes, recurrent=group.recurrent, size=group.size, sides=group.directions,
+                          held=group.size - group.candidates.size // group.directions,
                           elimination=elimination, measured=measured,
                           curve=scaled_curve(elimination.losses, measured))
         )  # fmt: skip
@@ -155,25 +165,22 @@ def _measured(
     return tuple(found)
 
 
-def choose(analysis: Analysis, target: Target, seconds: Callable[[Counts], float] | None = None) -> Counts:
+def choose(analysis: Analysis, target: Target) -> Counts:
     """Return how many candidates each group gives up.
 
     Args:
         analysis: of the model.
-        target: what to reach; only hidden units are given up for a ratio. An error is the predicted one.
-        seconds: predicts the latency at given counts, for a latency target.
+        target: what to reach, any but a latency; only hidden units are given up for a ratio. An error is the predicted
+            one.
 
     Raises:
         SelectionError: the target cannot be met; names the best that can be.
     """
-    curves = [
-        group.curve if group.recurrent or target.kind != "ratio" else Curve(errors=np.zeros(1))
-        for group in analysis.groups
-    ]
-    cost = seconds if seconds is not None else analysis.sizes.cost(target.kind)
-    limit = 1 - target.value + ROUNDING if target.kind == "ratio" else target.value
+    cost = analysis.sizes.cost(target.kind)
+    curves = [group.curve for group in analysis.groups]
+    limit = _limit(target, cost((0,) * len(curves)))
     counts: Counts = ()
-    for after in descend(curves, [group.sides for group in analysis.groups], cost):
+    for after in path_of(analysis, target.kind):
         if target.kind == "error" and counts and predicted_error(curves, after) > target.value:
             return counts
         counts = after
@@ -187,6 +194,22 @@ def choose(analysis: Analysis, target: Target, seconds: Callable[[Counts], float
         f"understood is left whole; expected at {'most' if target.kind == 'ratio' else 'least'} {best:.6g}. "
         "Ask for that."
     )
+
+
+def path_of(analysis: Analysis, kind: str) -> Iterator[Counts]:
+    """Yield the counts from the whole model to the smallest, each step the cheapest error for what `kind` counts."""
+    only_units = kind == "ratio"
+    curves = [
+        group.curve if group.recurrent or not only_units else Curve(errors=np.zeros(1)) for group in analysis.groups
+    ]
+    return descend(curves, [group.sides for group in analysis.groups], analysis.sizes.cost(kind))
+
+
+def _limit(target: Target, now: float) -> float:
+    """Return what the cost may be at most."""
+    if target.kind == "ratio":
+        return 1 - target.value + ROUNDING
+    return target.value * now if target.kind in ("parameters", "multiply_adds") and target.value < 1 else target.value
 
 
 def commit(model: ir.Model, analysis: Analysis, counts: Counts, progress: Progress = lambda stage: None) -> None:

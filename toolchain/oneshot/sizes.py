@@ -18,6 +18,7 @@ from toolchain.graph.program import Program
 from toolchain.oneshot.allocation import Counts
 from toolchain.oneshot.matrices import Matrix
 from toolchain.oneshot.neurons import NeuronGroup
+from toolchain.recurrent import slot
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -91,6 +92,8 @@ def size_model(
     transfers = {id(node): transfer for node, transfer in zip(program.nodes, program.transfers, strict=True)}
     products = [_product(matrix, transfers[id(matrix.node)], labels, membership, len(groups)) for matrix in matrices]
     for node, transfer in zip(program.nodes, program.transfers, strict=True):
+        if "units" in transfer.neurons:
+            products.append(_biases(node, transfer, labels, membership, len(groups)))
         if set(transfer.neurons) == {"columns"}:
             products.append(_table(node, transfer, labels, membership, len(groups)))
     units = np.zeros(len(groups))
@@ -132,5 +135,16 @@ def _table(
     node: NodeView, transfer: Transfer, labels: CellArray, membership: npt.NDArray[np.intp], num_groups: int
 ) -> _Product:
     rows, columns = node.weights(0).shape
+    shares = _shares(transfer.neurons["columns"].cells, labels, membership, num_groups)
     return _Product(rows=rows, columns=columns, multiplies=False, row_shares=np.zeros(num_groups),
-                    column_shares=_shares(transfer.neurons["columns"].cells, labels, membership, num_groups))  # fmt: skip
+                    column_shares=shares)  # fmt: skip
+
+
+def _biases(
+    node: NodeView, transfer: Transfer, labels: CellArray, membership: npt.NDArray[np.intp], num_groups: int
+) -> _Product:
+    """Describe the biases and peepholes of a recurrent node."""
+    stored = [node.constant(slot(name)) for name in ("B", "P")]
+    shares = _shares(transfer.neurons["units"].cells, labels, membership, num_groups)
+    return _Product(rows=1, columns=sum(array.size for array in stored if array is not None), multiplies=False,
+                    row_shares=np.zeros(num_groups), column_shares=shares)  # fmt: skip

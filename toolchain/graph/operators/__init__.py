@@ -14,7 +14,7 @@ from toolchain.graph.cells import Space, Transfer
 from toolchain.graph.edits import Edits
 from toolchain.graph.kept import Kept
 from toolchain.graph.nodes import NodeView
-from toolchain.graph.operators import elementwise, linear, mixing, movement, recurrence
+from toolchain.graph.operators import control, elementwise, linear, mixing, movement, recurrence
 
 
 def _nothing(node: NodeView, neurons: dict[str, Space], kept: Kept, edits: Edits) -> None:
@@ -68,4 +68,7 @@ OPERATORS: dict[str, Operator] = {
     **dict.fromkeys(mixing.SOFTMAXES, Operator(transfer=mixing.softmax, note="its axis is kept whole")),
     "LayerNormalization": Operator(transfer=mixing.layer_normalization, note="its axes are kept whole"),
     "BatchNormalization": Operator(transfer=mixing.batch_normalization, note="per channel"),
+    "If": Operator(transfer=control.branches, note="both branches, which must return equal shapes"),
+    "Loop": Operator(transfer=control.loop, note="states that keep their shape, collected outputs"),
+    "Scan": Operator(transfer=control.scan, note="states, scanned inputs and outputs along any axis; from opset 9"),
 }  # fmt: skip

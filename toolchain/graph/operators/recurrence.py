@@ -14,6 +14,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
+from toolchain.errors import LayoutError
 from toolchain.graph.cells import (
     BlockedError,
     Couple,
@@ -47,6 +48,11 @@ def transfer(node: NodeView) -> Transfer:
     inputs = node.neurons("inputs", W.shape[2])
     statements = [*_outputs(node, units), *_weights(units, inputs, W, R, num_gates), *_states(node, units)]
     X = node.input(slot("X"))
+    if X.shape and not X.dynamic[-1] and X.shape[-1] != inputs.size:
+        raise LayoutError(
+            f"node {str(node.node.name or node.node.outputs[0].name)!r}: W has shape {W.shape}, but X has "
+            f"{X.shape[-1]} features; expected W's last axis to be as long. Export the model again."
+        )
     statements += [pairs(inputs.cells, X.cells, keeps_zero=True), couple(X.cells, inputs.cells)]
     return Transfer(statements=tuple(statements), neurons={"units": units, "inputs": inputs})
 
@@ -97,9 +103,10 @@ def rewrite(node: NodeView, neurons: dict[str, Space], kept: Kept, edits: Edits)
     table, inputs = kept.table(neurons["units"]), kept.table(neurons["inputs"])
     directions, units = np.divmod(table, neurons["units"].shape[1])  # [num_directions, num_kept]
     left = directions[:, 0]
+    present = slice(left[0], left[-1] + 1)  # a view: the weights may be larger than what is free in memory
     num_gates = len(GATES[node.node.op_type])
-    W, R = node.weights(slot("W"))[left], node.weights(slot("R"))[left]
-    edits.put(node.node, slot("W"), take_rows(W[:, :, inputs], units, blocks=num_gates))
+    W, R = node.weights(slot("W"))[present], node.weights(slot("R"))[present]
+    edits.put(node.node, slot("W"), take_rows(W, units, blocks=num_gates)[:, :, inputs])
     edits.put(node.node, slot("R"), take_columns(take_rows(R, units, blocks=num_gates), units))
     for name, blocks in (("B", 2 * num_gates), ("P", NUM_PEEPHOLES)):
         stacked = node.constant(slot(name))

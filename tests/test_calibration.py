@@ -1,0 +1,116 @@
+"""Calibration samples: what is read, and one clear line for everything that does not fit the model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from graphs import layer_with_head
+
+from toolchain.errors import CalibrationError
+from toolchain.interface import read_interface
+from toolchain.oneshot.calibration import limited, random_calibration, read_calibration, split
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    return layer_with_head(tmp_path / "m.onnx", dead=())
+
+
+def samples(folder: Path, **arrays: np.ndarray) -> str:
+    path = folder / "samples.npz"
+    np.savez(path, **arrays)
+    return str(path)
+
+
+def normal(*shape: int) -> np.ndarray:
+    return np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+
+
+def test_each_sample_of_the_leading_axis_is_one_call(model: Path, tmp_path: Path) -> None:
+    array = normal(7, 4, 2, 5)
+    calibration = read_calibration(samples(tmp_path, X=array), read_interface(model), ())
+    (stream,) = calibration.streams
+    assert len(stream) == 7
+    np.testing.assert_array_equal(stream[3]["X"], array[3])
+
+
+def test_the_files_of_a_folder_are_streams_of_their_own(model: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "streams"
+    folder.mkdir()
+    for name, count in (("a", 2), ("b", 3)):
+        np.savez(folder / f"{name}.npz", X=normal(count, 4, 2, 5))
+    calibration = read_calibration(str(folder), read_interface(model), ())
+    assert [len(stream) for stream in calibration.streams] == [2, 3]
+
+
+def test_a_generator_yields_calls(model: Path, tmp_path: Path) -> None:
+    file = tmp_path / "calls.py"
+    file.write_text("import numpy\ndef calls():\n    for _ in range(3):\n        yield {'X': numpy.ones((4, 2, 5))}\n")
+    calibration = read_calibration(f"{file}:calls", read_interface(model), ())
+    assert calibration.num_calls == 3
+    assert calibration.streams[0][0]["X"].dtype == np.float32
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"Q": normal(2, 4, 2, 5)}, "names 'Q', which is no input of the model; expected X. Rename it."),
+        ({"X": normal(2, 4, 2, 6)}, "sample 0 of 'X' has shape (4, 2, 6); expected [T, B, 5]."),
+        ({"X": normal(2, 4, 5, 2, 1)}, "sample 0 of 'X' has shape (4, 5, 2, 1); expected [T, B, 5]."),
+        ({"X": np.full((2, 4, 2, 5), np.nan, np.float32)}, "sample 0 of 'X' holds NaN or infinity; expected finite"),
+        ({"X": np.full((2, 4, 2, 5), 1j)}, "sample 0 of 'X' is complex128; expected float32."),
+        ({"X": normal(0, 4, 2, 5)}, "hold different numbers of samples, or none (X 0)"),
+        ({}, "hold different numbers of samples, or none (no array)"),
+    ],
+)
+def test_arrays_that_do_not_fit_are_named(
+    model: Path, tmp_path: Path, arrays: dict[str, np.ndarray], message: str
+) -> None:
+    source = samples(tmp_path, **arrays)
+    with pytest.raises(CalibrationError) as raised:
+        read_calibration(source, read_interface(model), ())
+    assert str(raised.value).startswith(source)
+    assert message in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("def calls():\n    raise OSError('no microphone')\n", "OSError: no microphone; expected a function that"),
+        ("def calls():\n    yield [1]\n", "TypeError: yielded a list, not a dict of arrays; expected"),
+        ("def other():\n    pass\n", "KeyError: 'calls'; expected a function that yields {input name: array}."),
+        ("def calls():\n    yield {}\n", "has nothing for input 'X'; expected an array for each input"),
+        ("def calls():\n    return iter(())\n", "holds no sample; expected at least one."),
+    ],
+)
+def test_a_generator_that_fails_is_one_line(model: Path, tmp_path: Path, content: str, message: str) -> None:
+    file = tmp_path / "calls.py"
+    file.write_text(content)
+    with pytest.raises(CalibrationError) as raised:
+        read_calibration(f"{file}:calls", read_interface(model), ())
+    assert message in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def test_what_is_no_calibration_is_refused(model: Path, tmp_path: Path) -> None:
+    for source, message in (
+        (tmp_path / "missing.npz", "no such file; expected an .npz of samples"),
+        (tmp_path / "empty", "holds no .npz file; expected one per stream"),
+        (tmp_path / "text.csv", "is no calibration; expected an .npz file, a folder of them, or path.py:function."),
+        (tmp_path / "broken.npz", "cannot be read as .npz"),
+    ):
+        (tmp_path / "empty").mkdir(exist_ok=True)
+        (tmp_path / "broken.npz").write_bytes(b"PK\x03\x04 not a zip")
+        with pytest.raises(CalibrationError, match=r"\.$") as raised:
+            read_calibration(str(source), read_interface(model), ())
+        assert message in str(raised.value)
+
+
+def test_the_last_calls_are_held_out(model: Path) -> None:
+    calibration = random_calibration(read_interface(model), ())
+    fit, held_out = split(calibration)
+    assert (fit.num_calls, held_out.num_calls) == (16, 4)
+    np.testing.assert_array_equal(held_out.streams[0][0]["X"], calibration.streams[0][16]["X"])
+    assert limited(calibration, 5).num_calls == 5

@@ -1,0 +1,215 @@
+"""The stage `select` as `shrink` calls it: a target and samples in, a model with zeros and a report out.
+
+samples     those of the user, else random inputs of the right shapes
+criterion   reconstruct with samples, magnitude without; without samples what the lost neurons said is folded into
+            the others only where that helps on random inputs held out
+target      reached by prediction; a largest error is also measured, and the cut made smaller until it holds
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import onnx_ir as ir
+
+from toolchain.errors import SelectionError
+from toolchain.graph.normalise import Normalised
+from toolchain.interface import ModelInterface
+from toolchain.oneshot.allocation import Counts
+from toolchain.oneshot.calibration import RANDOM, random_calibration, read_calibration
+from toolchain.oneshot.latency import first_within, timed
+from toolchain.oneshot.selection import Analysis, Method, Target, analyse, choose, commit, error_of, path_of
+
+Progress = Callable[[str], None]
+StatePair = tuple[str, str]
+ERROR_ROUNDS = 5  # each halves what prediction and measurement disagree by, or better; they differ by 10% at first
+NEAR = 0.85  # of the error allowed: closer than this another round is not worth its time
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pruning:
+    """What the user asked for.
+
+    Attributes:
+        target: how much.
+        calibration: an .npz file, a folder of them, or `path.py:function`; None for random inputs.
+        criterion: one of `criteria.CRITERIA`; None for the best that the samples allow.
+        compensate: False never folds; True folds, without samples only where it helps.
+        seed: of `random` and of random inputs.
+        threads: of ONNX Runtime.
+        steps: of the call that a latency target is about.
+    """
+
+    target: Target
+    calibration: str | None = None
+    criterion: str | None = None
+    compensate: bool = True
+    seed: int = 0
+    threads: int | None = None
+    steps: int = 35
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GroupReport:
+    """One group: `kept` of `size` neurons a side, `held` of which something other than a matrix reads.
+
+    `curve` holds (neurons removed a side, output error measured with everything else whole).
+    """
+
+    nodes: tuple[str, ...]
+    recurrent: bool
+    size: int
+    kept: int
+    held: int
+    curve: tuple[tuple[int, float], ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PruningReport:
+    """What was given up.
+
+    `error` is the relative output error on held-out samples (see `output_error`); `seconds` the time of one call where
+    a latency was asked for.
+    """
+
+    groups: tuple[GroupReport, ...]
+    criterion: str
+    compensated: bool
+    calibration: str
+    held_out_calls: int
+    error: float
+    seconds: float | None
+
+
+def analyse_for(
+    model: ir.Model,
+    interface: ModelInterface,
+    carried: Sequence[StatePair],
+    pruning: Pruning,
+    progress: Progress = lambda stage: None,
+) -> Analysis:
+    """Analyse a normalised model for the user's samples and target; its tables may be rotated.
+
+    Raises:
+        CalibrationError: the samples do not fit the model.
+        SelectionError: no neuron can be given up.
+    """
+    random = pruning.calibration is None
+    samples = (
+        random_calibration(interface, carried, seed=pruning.seed)
+        if pruning.calibration is None
+        else read_calibration(pruning.calibration, interface, carried)
+    )
+    method = Method(
+        criterion=pruning.criterion or ("magnitude" if random else "reconstruct"),
+        compensate=pruning.compensate and not random,
+        seed=pruning.seed,
+        threads=pruning.threads,
+    )
+    return analyse(model, interface, samples, method, progress, tables=pruning.target.kind != "ratio")
+
+
+def prune(
+    normalised: Normalised,
+    interface: ModelInterface,
+    analysis: Analysis,
+    pruning: Pruning,
+    progress: Progress = lambda stage: None,
+) -> PruningReport:
+    """Give up neurons in the model until the target is met: their readers' rows become zeros.
+
+    Args:
+        normalised: the model that was analysed; changed.
+        interface: of the file.
+        analysis: from `analyse_for`.
+        pruning: what was asked for.
+        progress: called with the name of each step as it begins.
+
+    Raises:
+        SelectionError: the target cannot be met.
+    """
+    model, seconds = normalised.model, None
+    if pruning.target.kind == "latency":
+        counts, seconds = _within_latency(normalised, interface, analysis, pruning, progress)
+    elif pruning.target.kind == "error":
+        analysis = _folded_if_better(model, analysis, choose(analysis, pruning.target), pruning, progress)
+        counts = _within_error(model, analysis, pruning.target.value, progress)
+    else:
+        counts = choose(analysis, pruning.target)
+    analysis = _folded_if_better(model, analysis, counts, pruning, progress)
+    commit(model, analysis, counts, progress)
+    return PruningReport(
+        groups=tuple(
+            GroupReport(
+                nodes=group.nodes,
+                recurrent=group.recurrent,
+                size=group.size,
+                kept=group.size - count // group.sides,
+                held=group.held,
+                curve=tuple((removed // group.sides, error) for removed, error in group.measured),
+            )
+            for group, count in zip(analysis.groups, counts, strict=True)
+        ),
+        criterion=analysis.method.criterion,
+        compensated=analysis.method.compensate,
+        calibration=analysis.fit.source,
+        held_out_calls=analysis.held_out.calibration.num_calls,
+        error=error_of(model, analysis.held_out, analysis.method.threads),
+        seconds=seconds,
+    )
+
+
+def _measured(model: ir.Model, analysis: Analysis, counts: Counts, progress: Progress) -> float:
+    """Return the held-out error at given counts, tried on a copy."""
+    trial = model.clone()
+    commit(trial, analysis, counts, progress)
+    return error_of(trial, analysis.held_out, analysis.method.threads)
+
+
+def _folded_if_better(
+    model: ir.Model, analysis: Analysis, counts: Counts, pruning: Pruning, progress: Progress
+) -> Analysis:
+    """Decide on folding where all there is are random inputs; with samples it is decided already."""
+    if not pruning.compensate or analysis.fit.source != RANDOM:
+        return analysis
+    folded = replace(analysis, method=replace(analysis.method, compensate=True))
+    without, with_ = (_measured(model, each, counts, progress) for each in (analysis, folded))
+    return folded if with_ < without else analysis
+
+
+def _within_latency(
+    normalised: Normalised, interface: ModelInterface, analysis: Analysis, pruning: Pruning, progress: Progress
+) -> tuple[Counts, float]:
+    progress("timing smaller models")
+    seconds = timed(normalised, interface, analysis, steps=pruning.steps)
+    counts, found = first_within(list(path_of(analysis, "latency")), seconds, pruning.target.value)
+    if found > pruning.target.value:
+        raise SelectionError(
+            f"target latency {1e3 * pruning.target.value:g} ms: cannot be met; with one unit left in each layer a call "
+            f"of {pruning.steps} steps takes {1e3 * found:.3g} ms here. Ask for that, or for fewer --steps."
+        )
+    return counts, found
+
+
+def _within_error(model: ir.Model, analysis: Analysis, limit: float, progress: Progress) -> Counts:
+    """Return the largest counts found whose measured error is within the limit."""
+    nothing = (0,) * len(analysis.groups)
+    best, budget, smallest = nothing, limit, float("inf")
+    for _ in range(ERROR_ROUNDS):
+        counts = choose(analysis, Target(kind="error", value=budget))
+        if counts in (best, nothing):
+            break
+        error = _measured(model, analysis, counts, progress)
+        smallest = min(smallest, error)
+        if error <= limit:
+            best = counts
+            if error >= NEAR * limit:
+                break
+        budget *= limit / max(error, limit / 4) * (1.0 if error <= limit else NEAR)
+    if best == nothing:
+        found = f"; the smallest cut tried errs by {smallest:.3g}" if smallest < float("inf") else ""
+        raise SelectionError(
+            f"target error {limit:g}: no neuron can be given up within it{found}; expected a larger one. Ask for more."
+        )
+    return best
