@@ -27,6 +27,9 @@ GATES = {"LSTM": "iofc", "GRU": "zrh", "RNN": "i"}
 INPUTS = ("X", "W", "R", "B", "sequence_lens", "initial_h", "initial_c", "P")
 OUTPUTS = ("Y", "Y_h", "Y_c")
 NUM_PEEPHOLES = 3
+# The same gates in PyTorch's order (`torch.nn.LSTM`, `GRU`, `RNN`), which calls c and h "g" and "n".
+PYTORCH_GATES = {"LSTM": "ifco", "GRU": "rzh", "RNN": "i"}
+ACTIVATIONS = {"LSTM": ("Sigmoid", "Tanh", "Tanh"), "GRU": ("Sigmoid", "Tanh"), "RNN": ("Tanh",)}  # the defaults
 
 
 def slot(name: str) -> int:
@@ -126,6 +129,12 @@ def take_rows(stacked: Array, kept: IndexArray, *, blocks: int) -> Array:
         )
     rows = (np.arange(blocks)[:, None] * hidden_size + kept[:, None, :]).reshape(kept.shape[0], -1)  # [D, blocks*kept]
     return _stacked([stacked[d][rows[d]] for d in range(stacked.shape[0])])
+
+
+def in_pytorch_order(stacked: Array, op_type: str) -> Array:
+    """Return gate blocks stacked along axis 0, `[num_gates*hidden_size, ...]`, in PyTorch's order."""
+    blocks = dict(zip(GATES[op_type], np.split(stacked, len(GATES[op_type])), strict=True))
+    return np.concatenate([blocks[gate] for gate in PYTORCH_GATES[op_type]])
 
 
 def take_columns(weights: Array, kept: IndexArray) -> Array:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +25,17 @@ _SOURCE_PLACE = re.compile(r"(?:FAIL : )?\S+\.(?:cc|h):\d+ (?:[^()]*\([^()]*\) |
 _FATAL = 4  # log level: everything below is raised as an exception anyway, or is advice for another place
 
 
-def open_session(path: Path, *, threads: int | None = None, mapped: bool = False) -> ort.InferenceSession:
+def open_session(
+    path: Path, *, threads: int | None = None, mapped: bool = False, without: Sequence[str] = ()
+) -> ort.InferenceSession:
     """Load a model for the CPU.
 
     Args:
-        path: an ONNX file.
+        path: an ONNX file, or one in ONNX Runtime's own format, known by its ending .ort.
         threads: for one operator; None lets ONNX Runtime choose.
         mapped: read external weights where they lie in the file; otherwise kernels that want them in another order
             make a copy, as large as the weights.
+        without: graph optimisations that are not made, by ONNX Runtime's names for them.
 
     Raises:
         ModelFileError: there is no such file, or ONNX Runtime refuses it.
@@ -46,7 +50,9 @@ def open_session(path: Path, *, threads: int | None = None, mapped: bool = False
     if mapped:
         options.add_session_config_entry("session.disable_prepacking", "1")
     try:
-        return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        return ort.InferenceSession(
+            str(path), options, providers=["CPUExecutionProvider"], disabled_optimizers=list(without)
+        )
     except RUNTIME_ERRORS as error:
         raise ModelFileError(
             f"{path}: ONNX Runtime {ort.__version__} does not take it ({first_line(error)}); expected a "

@@ -84,6 +84,8 @@ def verify(
     carried: Sequence[StatePair] = (),
     compact_state: bool = False,
     forced: Sequence[BranchPath] = (),
+    approximate: bool = False,
+    without: Sequence[str] = (),
     seed: int = 0,
 ) -> Parity:
     """Compare two models.
@@ -94,6 +96,9 @@ def verify(
         carried: state inputs with the outputs that are fed back into them.
         compact_state: the candidate's state has other shapes, so it always starts from zeros.
         forced: branches to run as well, whatever their conditions say; each must be `runnable`.
+        approximate: values may differ by any amount, as a quantized model's do; shapes and number types may not, and
+            no number may be infinite or missing that is not so in the reference.
+        without: graph optimisations that ONNX Runtime makes in neither model, see `open_session`.
         seed: of the random inputs.
 
     Raises:
@@ -101,9 +106,9 @@ def verify(
             at which input shape, and by how much.
         ModelFileError: ONNX Runtime refuses a model, or runs the reference at none of the shapes.
     """
-    expected = _expected(reference, carried, compact_state, seed)
+    expected = _expected(reference, carried, compact_state, seed, without=without)
     narrow = read_interface(candidate) if compact_state else None
-    results = _compared(reference, candidate, expected, carried, seed, narrow)
+    results = _compared(reference, candidate, expected, carried, seed, narrow, approximate=approximate, without=without)
     if forced:
         results += _forced_results(reference, candidate, forced, carried, seed, narrow)
     return Parity(
@@ -169,9 +174,12 @@ def _compared(
     seed: int,
     narrow: ModelInterface | None,
     names: Sequence[str] = (),
+    *,
+    approximate: bool = False,
+    without: Sequence[str] = (),
 ) -> list[CaseResult]:
     """Run a candidate in every case that the reference ran in; `narrow` is its interface where its state is compact."""
-    session = _open_candidate(candidate, mapped=reference.file_bytes >= MAPPED_BYTES)
+    session = _open_candidate(candidate, mapped=reference.file_bytes >= MAPPED_BYTES, without=without)
     results = []
     for case, calls in expected.items():
         feeds = _case_feeds(reference, case, carried, seed, names)
@@ -185,13 +193,13 @@ def _compared(
                 f"({first_line(error)}); expected equal outputs. Nothing was written; please report "
                 "this model."
             ) from error
-        results.append(_compare(case, calls, actual))
+        results.append(_compare(case, calls, actual, approximate))
     return results
 
 
-def _open_candidate(candidate: Path, *, mapped: bool) -> Any:
+def _open_candidate(candidate: Path, *, mapped: bool, without: Sequence[str]) -> Any:
     try:
-        return open_session(candidate, mapped=mapped)
+        return open_session(candidate, mapped=mapped, without=without)
     except ModelFileError as error:
         raise ParityError(
             f"{candidate.name}: {str(error).partition(': ')[2]} Nothing was written; please report this model."
@@ -229,12 +237,14 @@ def _expected(
     compact_state: bool,
     seed: int,
     paths: Sequence[BranchPath] = (),
+    *,
+    without: Sequence[str] = (),
 ) -> dict[Case, list[Arrays]]:
     """Run the reference at every shape it takes, on every path; its session is closed before this returns.
 
     Without paths it must run at one shape at least, and return numbers; a path may run at none.
     """
-    session = open_session(reference.path, mapped=reference.file_bytes >= MAPPED_BYTES)
+    session = open_session(reference.path, mapped=reference.file_bytes >= MAPPED_BYTES, without=without)
     names = _names(paths)
     expected: dict[Case, list[Arrays]] = {}
     refused: list[str] = []
@@ -326,7 +336,7 @@ def _run_case(session: Any, calls: Sequence[Arrays], carried: Sequence[StatePair
     return results
 
 
-def _compare(case: Case, expected: Sequence[Arrays], actual: Sequence[Arrays]) -> CaseResult:
+def _compare(case: Case, expected: Sequence[Arrays], actual: Sequence[Arrays], approximate: bool) -> CaseResult:
     """Compare shape, then type, then values of every output of every call."""
     worst_abs = worst_rel = 0.0
     for call, (wanted, got) in enumerate(zip(expected, actual, strict=True)):
@@ -339,14 +349,16 @@ def _compare(case: Case, expected: Sequence[Arrays], actual: Sequence[Arrays]) -
                     f"output {name!r}: is {found} at {where}; expected {reference.dtype}"
                     f"{list(reference.shape)}. Nothing was written; please report this model."
                 )
-            absolute, relative = _difference(name, reference, array, where)
+            absolute, relative = _difference(name, reference, array, where, approximate)
             worst_abs, worst_rel = max(worst_abs, absolute), max(worst_rel, relative)
     return CaseResult(case=case, max_abs_diff=worst_abs, max_rel_diff=worst_rel)
 
 
-def _difference(name: str, reference: npt.NDArray[Any], array: npt.NDArray[Any], where: str) -> tuple[float, float]:
+def _difference(
+    name: str, reference: npt.NDArray[Any], array: npt.NDArray[Any], where: str, approximate: bool
+) -> tuple[float, float]:
     if reference.dtype.kind not in "f":
-        if not np.array_equal(reference, array):
+        if not approximate and not np.array_equal(reference, array):
             raise ParityError(
                 f"output {name!r}: differs at {where}; expected equal {reference.dtype} values. Nothing was "
                 "written; please report this model."
@@ -362,7 +374,7 @@ def _difference(name: str, reference: npt.NDArray[Any], array: npt.NDArray[Any],
     worst = float(difference.max(initial=0.0))
     scale = float(np.abs(reference[finite]).max(initial=0.0))
     allowed = TOLERANCE.get(str(reference.dtype), _ABSENT_TOLERANCE) * max(1.0, scale)
-    if worst > allowed:
+    if worst > allowed and not approximate:
         raise ParityError(
             f"output {name!r}: differs by {worst:.3g} at {where}; expected at most {allowed:.3g}. Nothing "
             "was written; please report this model."
