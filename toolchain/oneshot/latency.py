@@ -35,7 +35,7 @@ def timed(
 
     def seconds(counts: Counts) -> float:
         trial = replace(normalised, model=normalised.model.clone())
-        surveyed = survey(trial.model, analysis.carried)
+        surveyed = survey(trial.model, analysis.carried, columns=analysis.columns)
         for number, (group, count) in enumerate(zip(surveyed.groups, counts, strict=True)):
             removed = group.candidates[analysis.groups[number].elimination.order[:count]]
             give_up(trial.model.graph, surveyed.readers(group), surveyed.labels, removed, {}, compensate=False)

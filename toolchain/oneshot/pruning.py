@@ -119,7 +119,7 @@ def analyse_for(
         seed=pruning.seed,
         threads=pruning.threads,
     )
-    return analyse(model, interface, samples, method, progress, tables=pruning.target.kind != "ratio")
+    return analyse(model, interface, samples, method, progress, columns=pruning.target.kind != "ratio")
 
 
 def prune(
