@@ -145,3 +145,22 @@ def test_a_family_is_written_from_one_analysis(model: Path) -> None:
         assert [h for _, h in recurrent_shapes(Path(name))] == [n["hidden_size"]["after"] for n in member["nodes"]]
     assert "Next: toolchain bench model.shrunk-25.onnx model.shrunk-50.onnx --baseline model.onnx" in done.output
     assert shrink("model.onnx", "--family", "0.25,1.5").exit_code == 2
+
+
+def test_int8_and_ort_are_written_after_the_cut_and_named_with_their_error(model: Path) -> None:
+    done = shrink("model.onnx", "--ratio", "0.5", "--calibration", "samples.npz", "--int8", "--ort", "--json", "r.json")
+    assert done.exit_code == 0, done.output
+    content = json.loads(Path("r.json").read_text())
+    assert content["int8"]["calls"] == content["pruned"]["held_out_calls"]
+    assert 0 < content["int8"]["error"] < 0.02
+    assert content["ort"]["parity"]["max_abs_diff"] <= 1e-5
+    assert Path("model.shrunk.int8.onnx").is_file()
+    assert Path("model.shrunk.int8.ort").is_file()
+    assert "Next: toolchain bench model.shrunk.onnx model.shrunk.int8.onnx --baseline model.onnx" in done.output
+
+
+def test_int8_alone_quantizes_the_model_itself(model: Path) -> None:
+    done = shrink("model.onnx", "--int8")
+    assert done.exit_code == 0, done.output
+    assert "Nothing to remove" in done.output
+    assert "Written: model.int8.onnx" in done.output

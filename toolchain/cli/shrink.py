@@ -11,9 +11,11 @@ import click
 from toolchain.cli.family import shrink_family
 from toolchain.cli.json_file import check_json, write_json
 from toolchain.cli.prune_options import PruneOptions, curve_lines, prune_options, report_lines
+from toolchain.cli.smaller import make_smaller, smaller_lines
 from toolchain.errors import ToolchainError
 
 if TYPE_CHECKING:
+    from toolchain.cli.smaller import Smaller
     from toolchain.shrinking import ShrinkResult
 
 NOTHING_TO_SHRINK = 3
@@ -45,6 +47,8 @@ def _state_pairs(ctx: click.Context, parameter: click.Parameter, values: tuple[s
 @click.option("--explain", is_flag=True, help="Say why each recurrent node keeps what it keeps.")
 @click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write the result as JSON.")
 @prune_options
+@click.option("--int8", is_flag=True, help="Then quantize: LSTM, matrices and tables as 8-bit integers.")
+@click.option("--ort", is_flag=True, help="Then also write ONNX Runtime's own format.")
 def shrink(
     model: Path,
     output: Path | None,
@@ -54,6 +58,8 @@ def shrink(
     masked: Path | None,
     explain: bool,
     json_file: Path | None,
+    int8: bool,
+    ort: bool,
     **pruning_options: Any,
 ) -> None:
     """Rewrite the ONNX model MODEL with smaller recurrent tensors.
@@ -85,9 +91,11 @@ def shrink(
     except ToolchainError as error:
         write_json(json_file, {"schema": shrinking.SCHEMA, "status": "error", "message": str(error)})
         raise
-    write_json(json_file, result.to_json())
-    _print(result, _again(model, output, carried, compact_state, masked, options.flags()))
-    if result.status == "nothing_to_remove":
+    smaller = make_smaller(result, int8=int8, ort=ort, calibration=options.calibration) if not dry_run else (None, None)
+    quantised, converted = (None if made is None else made.to_json() for made in smaller)
+    write_json(json_file, {**result.to_json(), "int8": quantised, "ort": converted})
+    _print(result, _again(model, output, carried, compact_state, masked, options.flags()), smaller)
+    if result.status == "nothing_to_remove" and smaller == (None, None):
         sys.exit(NOTHING_TO_SHRINK)
 
 
@@ -101,7 +109,7 @@ def _again(
     return " ".join(["toolchain shrink", str(model), *options, *pruning])
 
 
-def _print(result: ShrinkResult, again: str) -> None:
+def _print(result: ShrinkResult, again: str, smaller: Smaller) -> None:
     """Print the table, the costs, the explanations, the outcome and the next step."""
     from rich.console import Console
     from rich.table import Table
@@ -125,7 +133,13 @@ def _print(result: ShrinkResult, again: str) -> None:
     if result.status == "written":
         console.print(f"{'bytes':<24}{before.bytes:>14,} -> {after.bytes:>14,}  {_percent(before.bytes, after.bytes)}",
                       highlight=False)  # fmt: skip
-    for line in (*_explanations(result), *_pruned(result), _outcome(result), *_advice(result, again)):
+    for line in (
+        *_explanations(result),
+        *_pruned(result),
+        _outcome(result),
+        *smaller_lines(*smaller),
+        *_advice(result, again, smaller),
+    ):
         console.print(line, highlight=False, soft_wrap=True, markup=False)
 
 
@@ -183,7 +197,7 @@ def _price(units: int | None) -> str:
     return f"{units} more {'unit' if units == 1 else 'units'} would go"
 
 
-def _advice(result: ShrinkResult, again: str) -> list[str]:
+def _advice(result: ShrinkResult, again: str, smaller: Smaller) -> list[str]:
     from toolchain.graph.unrolled import REMEDY
 
     lines = [f"Left whole: {node.op_type} {node.node}: {node.reason}." for node in result.left_whole]
@@ -194,9 +208,11 @@ def _advice(result: ShrinkResult, again: str) -> list[str]:
                      f"`--carried auto` ({pairs}).")  # fmt: skip
     if result.not_simplified:
         lines.append(f"onnxsim could not simplify the graph ({result.not_simplified}); it was used as it is.")
-    if result.status == "written":
-        default = (result.source.name, str(result.output)) == ("model.onnx", "model.shrunk.onnx")
-        models = "" if default else f" {result.output} --baseline {result.source}"
+    quantised = smaller[0].output if smaller[0] is not None else None
+    if result.status == "written" or quantised is not None:
+        default = quantised is None and (result.source.name, str(result.output)) == ("model.onnx", "model.shrunk.onnx")
+        written = " ".join(str(path) for path in (result.output, quantised) if path is not None)
+        models = "" if default else f" {written} --baseline {result.source}"
         lines.append(f"Next: toolchain bench{models} --device cpu")
     elif result.status == "dry_run":
         lines.append(f"Next: {again}")
