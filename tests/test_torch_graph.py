@@ -13,11 +13,14 @@ import onnx.backend.test.case.node as node_cases
 import onnx_ir as ir
 import pytest
 import torch
+from fetch_real_models import RealModel, listed
 from graphs import layer_with_head, recurrent_weights, run, save, value
 from onnx import TensorProto, helper
 from onnx.backend.test.case.test_case import TestCase
 
 from toolchain.errors import DistillationError
+from toolchain.graph.loading import load_model
+from toolchain.graph.normalise import normalise
 from toolchain.torch_graph.interpreter import OPERATORS, TorchGraph
 
 NUMBERS = (np.float32, np.float64, np.int64, np.int32, np.bool_, np.uint8, np.int8, np.int16)
@@ -174,3 +177,23 @@ def test_operands_that_pytorch_refuses_are_named(tmp_path: Path) -> None:
     )
     with pytest.raises(DistillationError, match=r"^node 'head' \(MatMul\): cannot be computed in PyTorch \("):
         TorchGraph(ir.load(path)).run({"X": torch.ones(2, 2)}, ["Z"])
+
+
+@pytest.mark.parametrize("model", listed(), ids=lambda model: f"{model.package.split('=')[0]}-{model.sha256[:6]}")
+def test_models_in_the_wild_are_what_onnx_runtime_makes_of_them(model: RealModel) -> None:
+    if not model.file.is_file():
+        pytest.skip(f"{model.package} is not in the cache; run python tests/fetch_real_models.py")
+    normal = normalise(load_model(model.file)[0]).model
+    if model.expect != "cut":
+        with pytest.raises(DistillationError, match="is not among the"):
+            TorchGraph(normal)
+        return
+    graph, rng = TorchGraph(normal), np.random.default_rng(0)
+    for shapes in model.inputs:
+        feeds = {name: (0.3 * rng.standard_normal(shape)).astype(np.float32) for name, shape in shapes.items()}
+        expected = run(model.file, feeds)
+        with torch.no_grad():
+            actual = graph.run({name: torch.tensor(array) for name, array in feeds.items()}, list(expected))
+        for name, array in expected.items():
+            assert actual[name].shape == array.shape
+            np.testing.assert_allclose(actual[name].numpy(), array, atol=1e-5 * max(1.0, float(np.abs(array).max())))
