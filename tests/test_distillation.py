@@ -24,6 +24,7 @@ from toolchain.oneshot.output_error import output_kinds
 from toolchain.oneshot.selection import Probe
 from toolchain.runtime import open_session
 
+CARRIED = (("h", "h_out"), ("c", "c_out"))
 STEPS = 40
 RATE = 3e-3  # networks of 8 units take larger steps than those of hundreds
 
@@ -122,8 +123,7 @@ def test_the_held_out_error_falls(op_type: str, directions: int, tmp_path: Path)
 @pytest.mark.parametrize("op_type", ["LSTM", "GRU"])
 def test_the_held_out_error_falls_where_state_is_carried(op_type: str, tmp_path: Path) -> None:
     original = streaming(tmp_path / "m.onnx", op_type)
-    carried = (("h", "h_out"), ("c", "c_out"))[: 2 if op_type == "LSTM" else 1]
-    result = distilled(original, perturbed(original), carried=carried)
+    result = distilled(original, perturbed(original), carried=CARRIED[: 2 if op_type == "LSTM" else 1])
     assert result.kept
     assert result.error_after < 0.5 * result.error_before
 
@@ -146,10 +146,22 @@ def test_a_model_that_does_not_get_better_stays_as_it_was(tmp_path: Path) -> Non
         np.testing.assert_array_equal(kept.const_value.numpy(), fit_model.graph.initializers[name].const_value.numpy())
 
 
-def test_a_rate_that_destroys_is_lowered_until_the_error_falls(tmp_path: Path) -> None:
-    original = layer_with_head(tmp_path / "m.onnx", dead=((),))
-    result = distilled(original, perturbed(original, size=0.02), learning_rate=0.3, steps=100)
+@pytest.mark.parametrize("carries", [False, True])
+def test_a_rate_that_destroys_is_lowered_until_the_error_falls(carries: bool, tmp_path: Path) -> None:
+    path = tmp_path / "m.onnx"
+    original = streaming(path, "LSTM") if carries else layer_with_head(path, dead=((),))
+    small = perturbed(original, size=0.02)
+    result = distilled(original, small, carried=CARRIED if carries else (), learning_rate=0.3, steps=100)
     assert result.error_after < result.error_before
+    assert result.learning_rate < 0.3
+
+
+def test_a_rate_that_gives_no_number_leaves_the_model_as_it_was(tmp_path: Path) -> None:
+    original = streaming(tmp_path / "m.onnx", "LSTM")
+    result = distilled(original, perturbed(original), carried=CARRIED, learning_rate=1e30, steps=100)
+    assert not result.kept
+    assert result.error_after == result.error_before
+    assert result.steps < 100
 
 
 def test_dead_rows_and_columns_stay_exactly_zero(tmp_path: Path) -> None:

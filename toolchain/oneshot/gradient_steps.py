@@ -59,12 +59,13 @@ class Lesson:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trained:
-    """The best weights, and the error on unseen windows before and after."""
+    """The best weights, the error on unseen windows before and after, and the rate's height in the end."""
 
     weights: Weights
     error_before: float
     error_after: float
     steps: int
+    learning_rate: float
 
 
 def train(
@@ -84,25 +85,26 @@ def train(
     masks = {name: structural_mask(tensor.detach(), axes[name]) for name, tensor in graph.trained.items()}
     optimiser = torch.optim.Adam(graph.trained.values())
     before = best = classroom.error(unseen)
-    weights = _copied(graph)
-    scale, number = 1.0, 0
+    weights, states = _copied(graph), classroom.states()
+    height, number = learning_rate, 0
     for number in range(1, steps + 1):
-        rate = scale * learning_rate * min(1.0, number / WARM_UP) * (1 - (number - 1) / steps)
+        rate = height * min(1.0, number / WARM_UP) * (1 - (number - 1) / steps)
         loss = _step(classroom, optimiser, next(batches), masks, rate)
         on_step(number, loss)
         if number % max(1, steps // CHECKS) and number < steps:
             continue
         error = classroom.error(unseen)
         if error < best:
-            best, weights = error, _copied(graph)
+            best, weights, states = error, _copied(graph), classroom.states()
         elif not error < GROWN * best:  # NaN too
             _restore(graph, weights)
+            classroom.restore(states)
             optimiser = torch.optim.Adam(graph.trained.values())
-            scale *= LOWER
-            if scale < LOWEST:
+            height *= LOWER
+            if height < LOWEST * learning_rate:
                 break
     _restore(graph, weights)
-    return Trained(weights=weights, error_before=before, error_after=best, steps=number)
+    return Trained(weights=weights, error_before=before, error_after=best, steps=number, learning_rate=height)
 
 
 def structural_mask(weights: Tensor, axes: MatrixAxes | None) -> Tensor | None:
@@ -183,6 +185,14 @@ class _Classroom:
         self._starts = [{name: torch.tensor(array) for name, array in start.items()} for start in lesson.starts]
         self._next = {window.follows: index for index, window in enumerate(lesson.windows)}
         self._alike = [self._likeness(window) for window in lesson.windows]
+
+    def states(self) -> list[dict[str, Tensor]]:
+        """Return the state at the start of each window."""
+        return [dict(start) for start in self._starts]
+
+    def restore(self, states: list[dict[str, Tensor]]) -> None:
+        """Go back to states that better weights have left."""
+        self._starts = [dict(start) for start in states]
 
     def learn(self, batch: Sequence[int]) -> float:
         """Add the gradients of a batch's relative error to the weights; return the error."""

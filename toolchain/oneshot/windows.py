@@ -6,7 +6,7 @@ than a window is cut in time: its pieces are inputs in their own right, to which
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,7 +18,7 @@ from toolchain.interface import ModelInterface
 from toolchain.oneshot.calibration import Arrays, Calibration, StatePair, run_calls
 from toolchain.runtime import RUNTIME_ERRORS
 
-WINDOW_STEPS = 100  # gradients of a gated unit seldom reach further back; 16 such windows a step were tried and do well
+WINDOW_STEPS = 100  # what was tried, 16 of them a step, and does well on text and on speech
 LONG_CALL = 4  # windows: calls up to so long stay whole, as an encoder or a reader of lines wants them
 # Answers kept in memory; others are asked for again. 20,000 words of 8,000 scores are 640 MB.
 ANSWER_BYTES = 1 << 30
@@ -90,9 +90,9 @@ class Answers:
 
     def __init__(
         self, session: Any, windows: Sequence[Window], names: Sequence[str], carried: Sequence[StatePair],
-        *, kept_bytes: int = ANSWER_BYTES,
+        *, kept_bytes: int = ANSWER_BYTES, each: Callable[[Arrays], None] = lambda answer: None,
     ) -> None:  # fmt: skip
-        """Run all windows in their order, and keep as many answers as there is room for.
+        """Run all windows in their order, and keep as many answers as there is room for; `each` is shown every one.
 
         Raises:
             CalibrationError: the model fails on a sample.
@@ -107,6 +107,8 @@ class Answers:
             self.starts.append(first if window.follows is None else ends[window.follows])
             answers, end = self._run(index)
             ends.append(end)
+            for answer in answers:
+                each(answer)
             self._room -= sum(array.nbytes for call in answers for array in call.values())
             if self._room >= 0:
                 self._kept[index] = answers
