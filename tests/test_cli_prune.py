@@ -164,3 +164,19 @@ def test_int8_alone_quantizes_the_model_itself(model: Path) -> None:
     assert done.exit_code == 0, done.output
     assert "Nothing to remove" in done.output
     assert "Written: model.int8.onnx" in done.output
+
+
+def test_gradient_steps_after_the_cut_are_kept_only_if_the_error_falls(model: Path) -> None:
+    pytest.importorskip("torch")
+    done = shrink(
+        "model.onnx", "--ratio", "0.75", "--calibration", "samples.npz", "--distill", "30", "--json", "r.json"
+    )
+    assert done.exit_code == 0, done.output
+    content = json.loads(Path("r.json").read_text())
+    distilled = content["distilled"]
+    assert distilled["kept"]
+    assert distilled["error_after"] < distilled["error_before"] == pytest.approx(content["pruned"]["error"], rel=1e-3)
+    X = np.load("samples.npz")["X"][-6:]
+    original, small = ([run(path, {"X": x})["Z"] for x in X] for path in (model, Path("model.shrunk.onnx")))
+    error = np.square(np.array(small) - np.array(original)).mean() / np.var(original)
+    assert error == pytest.approx(distilled["error_after"], rel=1e-2)

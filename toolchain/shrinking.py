@@ -21,13 +21,13 @@ from toolchain.graph.branches import BranchPath, changed_branches
 from toolchain.graph.carried import find_state
 from toolchain.graph.costs import multiply_adds, parameters
 from toolchain.graph.explanation import NodeExplanation, explain, left_whole
-from toolchain.graph.loading import load_model, written_model
+from toolchain.graph.loading import load_model, save_model, written_model
 from toolchain.graph.normalise import Normalised, normalise
 from toolchain.graph.program import StatePair
 from toolchain.graph.surgery import Blocker, NodeChange, SurgeryPlan, apply_surgery, plan_surgery
 from toolchain.graph.unrolled import Unrolled, find_unrolled
 from toolchain.interface import ModelInterface, read_interface
-from toolchain.oneshot.pruning import Pruning, PruningReport, analyse_for, prune
+from toolchain.oneshot.pruning import DistillationReport, Pruning, PruningReport, analyse_for, distil_cut, prune
 from toolchain.oneshot.selection import Analysis
 from toolchain.verification import Parity, runnable, verify
 
@@ -82,6 +82,7 @@ class ShrinkResult:
     unrolled: tuple[Unrolled, ...]
     explanations: tuple[NodeExplanation, ...]
     pruned: PruningReport | None
+    distilled: DistillationReport | None
 
     def to_json(self) -> dict[str, Any]:
         """Return the result as plain data, by the schema in docs/shrink.md."""
@@ -111,6 +112,7 @@ class ShrinkResult:
             "unrolled": [asdict(recurrence) for recurrence in self.unrolled],
             "explanations": [asdict(explanation) for explanation in self.explanations],
             "pruned": None if self.pruned is None else asdict(self.pruned),
+            "distilled": None if self.distilled is None else asdict(self.distilled),
         }
 
 
@@ -138,6 +140,7 @@ class _Work:
 
     normalised: Normalised
     plan: SurgeryPlan
+    analysis: Analysis | None
 
 
 def shrink(
@@ -205,6 +208,7 @@ def shrink(
             if dry_run:
                 return _result(decision, "dry_run", after)
             unfinished = files.enter_context(written_model(smaller, target))
+            kept = (smaller, work.analysis) if pruning is not None and pruning.distill else None
             del smaller, work
             gc.collect()  # a graph's nodes and values refer to one another; ONNX Runtime needs the memory now
             progress("verifying")
@@ -214,8 +218,12 @@ def shrink(
                 )
                 for original in originals
             ]
+            distilled = None
+            if kept is not None and pruning is not None and kept[1] is not None:
+                better, distilled = distil_cut(kept[0], decision.interface, kept[1], pruning, progress)
+                save_model(better, unfinished)
             after = replace(after, bytes=sum(file.stat().st_size for file in unfinished.parent.iterdir()))
-        return _result(decision, "written", after, output=target, parity=parity)
+        return _result(decision, "written", after, output=target, parity=parity, distilled=distilled)
 
 
 def analyse_file(
@@ -278,7 +286,7 @@ def _decide(
         pruned=pruned,
         before=before,
     )
-    return decision, _Work(normalised=normalised, plan=plan)
+    return decision, _Work(normalised=normalised, plan=plan, analysis=analysis)
 
 
 def _proven_plan(
@@ -308,7 +316,13 @@ def _proven_plan(
 
 
 def _result(
-    decision: _Decision, status: str, after: Sizes, *, output: Path | None = None, parity: Parity | None = None
+    decision: _Decision,
+    status: str,
+    after: Sizes,
+    *,
+    output: Path | None = None,
+    parity: Parity | None = None,
+    distilled: DistillationReport | None = None,
 ) -> ShrinkResult:
     return ShrinkResult(
         status=status,
@@ -326,6 +340,7 @@ def _result(
         unrolled=decision.unrolled,
         explanations=decision.explanations,
         pruned=decision.pruned,
+        distilled=distilled,
     )
 
 

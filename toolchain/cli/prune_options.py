@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from toolchain.oneshot.pruning import Pruning, PruningReport
+    from toolchain.oneshot.pruning import DistillationReport, Pruning, PruningReport
     from toolchain.oneshot.selection import TargetKind
 
 SECONDS = {"s": 1.0, "ms": 1e-3, "us": 1e-6}
@@ -71,6 +71,8 @@ def prune_options(command: Callable[..., Any]) -> Callable[..., Any]:
                      help="Inputs: an .npz, a folder of them, or path.py:function [random inputs]."),
         click.option("--criterion", type=click.Choice(CRITERIA),
                      help="Which units go first [reconstruct; magnitude without samples]."),
+        click.option("--distill", type=click.IntRange(min=0), default=0, metavar="STEPS",
+                     help="Then so many gradient steps towards the original's outputs (extra train)."),
         click.option("--no-compensate", is_flag=True, help="Do not fold what lost units said into the others."),
         click.option("--seed", type=click.IntRange(min=0), default=0, help="Of random inputs and choices [0]."),
     )  # fmt: skip
@@ -92,6 +94,7 @@ class PruneOptions:
     max_error: float | None
     calibration: str | None
     criterion: str | None
+    distill: int
     no_compensate: bool
     seed: int
 
@@ -106,10 +109,10 @@ class PruneOptions:
         if len(flags) > 1:
             raise click.UsageError(f"{' and '.join(flags)}: two targets; expected one. Choose the one that matters.")
         if not flags:
-            if self.calibration is not None or self.criterion is not None or self.no_compensate:
+            if self.calibration or self.criterion or self.no_compensate or self.distill:
                 raise click.UsageError(
-                    "--calibration, --criterion and --no-compensate: expected a target beside them. Add --ratio 0.5, "
-                    "--max-error 0.01, --keep-macs 0.5, --keep-parameters 0.5 or --target-latency 2ms."
+                    "--calibration, --criterion, --distill and --no-compensate: expected a target beside them. Add "
+                    "--ratio 0.5, --max-error 0.01, --keep-macs 0.5, --keep-parameters 0.5 or --target-latency 2ms."
                 )
             return None
         from toolchain.oneshot.pruning import Pruning
@@ -118,7 +121,8 @@ class PruneOptions:
         ((name, value),) = named.items()
         target = Target(kind=TARGETS[name], value=value[0] if isinstance(value, tuple) else value)
         return Pruning(target=target, calibration=self.calibration, criterion=self.criterion,
-                       compensate=not self.no_compensate, seed=self.seed, steps=self.steps)  # fmt: skip
+                       compensate=not self.no_compensate, seed=self.seed, steps=self.steps,
+                       distill=self.distill)  # fmt: skip
 
     def flags(self) -> list[str]:
         """Return the options that ask for the same again."""
@@ -132,6 +136,7 @@ class PruneOptions:
             "max-error": self.max_error,
             "calibration": self.calibration,
             "criterion": self.criterion,
+            "distill": self.distill or None,
             "seed": self.seed or None,
         }
         flags = [f"--{name} {value}" for name, value in given.items() if value is not None]
@@ -150,6 +155,14 @@ def report_lines(report: PruningReport) -> list[str]:
     if report.seconds is not None:
         lines.append(f"One call takes {1e3 * report.seconds:.3g} ms here, one thread, before folding.")
     return [*lines, f"Relative output error: {report.error:.3g}, on {calls}."]
+
+
+def distilled_line(report: DistillationReport) -> str:
+    """Return what gradient steps did, for people."""
+    if not report.kept:
+        return f"Distilled for {report.steps} steps: the held-out error did not fall; the model is as it was cut."
+    return (f"Distilled for {report.steps} steps: relative output error {report.error_before:.3g} -> "
+            f"{report.error_after:.3g}.")  # fmt: skip
 
 
 def curve_lines(report: PruningReport) -> list[str]:

@@ -10,7 +10,7 @@ import click
 
 from toolchain.cli.family import shrink_family
 from toolchain.cli.json_file import check_json, write_json
-from toolchain.cli.prune_options import PruneOptions, curve_lines, prune_options, report_lines
+from toolchain.cli.prune_options import PruneOptions, curve_lines, distilled_line, prune_options, report_lines
 from toolchain.cli.smaller import make_smaller, smaller_lines
 from toolchain.errors import ToolchainError
 
@@ -133,10 +133,12 @@ def _print(result: ShrinkResult, again: str, smaller: Smaller) -> None:
     if result.status == "written":
         console.print(f"{'bytes':<24}{before.bytes:>14,} -> {after.bytes:>14,}  {_percent(before.bytes, after.bytes)}",
                       highlight=False)  # fmt: skip
+    distilled = [distilled_line(result.distilled)] if result.distilled is not None else []
     for line in (
         *_explanations(result),
         *_pruned(result),
         _outcome(result),
+        *distilled,
         *smaller_lines(*smaller),
         *_advice(result, again, smaller),
     ):

@@ -21,6 +21,7 @@ from toolchain.oneshot.allocation import Counts, predicted_error
 from toolchain.oneshot.calibration import RANDOM, random_calibration, read_calibration
 from toolchain.oneshot.latency import first_within, timed
 from toolchain.oneshot.selection import Analysis, Method, Target, analyse, choose, commit, error_of, path_of
+from toolchain.runtime import open_session
 
 Progress = Callable[[str], None]
 StatePair = tuple[str, str]
@@ -41,6 +42,7 @@ class Pruning:
         seed: of `random` and of random inputs.
         threads: of ONNX Runtime.
         steps: of the call that a latency target is about.
+        distill: gradient steps after the cut; 0 takes none.
     """
 
     target: Target
@@ -50,6 +52,7 @@ class Pruning:
     seed: int = 0
     threads: int | None = None
     steps: int = 35
+    distill: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,6 +125,16 @@ def analyse_for(
     return analyse(model, interface, samples, method, progress, columns=pruning.target.kind != "ratio")
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DistillationReport:
+    """Gradient steps after the cut: the held-out error before and after; the better of both models is `kept`."""
+
+    steps: int
+    error_before: float
+    error_after: float
+    kept: bool
+
+
 def prune(
     normalised: Normalised,
     interface: ModelInterface,
@@ -171,6 +184,33 @@ def prune(
         error=error_of(model, analysis.held_out, analysis.method.threads),
         seconds=seconds,
     )
+
+
+def distil_cut(
+    model: ir.Model,
+    interface: ModelInterface,
+    analysis: Analysis,
+    pruning: Pruning,
+    progress: Progress = lambda stage: None,
+) -> tuple[ir.Model, DistillationReport]:
+    """Bring the cut model's outputs closer to the original's on the samples; return the better of both.
+
+    Raises:
+        MissingExtraError: PyTorch is not installed.
+        DistillationError: an operator cannot be differentiated.
+    """
+    from toolchain.oneshot.distillation import distil
+
+    def on_step(number: int, loss: float) -> None:
+        progress(f"distilling: step {number} of {pruning.distill}, error {loss:.3g}")
+
+    original = open_session(interface.path, threads=pruning.threads)
+    result = distil(model, original, interface=interface, fit=analysis.fit, held_out=analysis.held_out,
+                    steps=pruning.distill, seed=pruning.seed, threads=pruning.threads, progress=progress,
+                    on_step=on_step)  # fmt: skip
+    report = DistillationReport(steps=result.steps, error_before=result.error_before, error_after=result.error_after,
+                                kept=result.kept)  # fmt: skip
+    return result.model, report
 
 
 def _front(analysis: Analysis, kind: str) -> tuple[FrontPoint, ...]:
