@@ -19,12 +19,14 @@ How a ratio is made robust on a machine that other programs use:
   it fills the round by itself, and then its cold caches weigh little.
 * Waiting workers block on a pipe. They burn no CPU, because ONNX Runtime's spinning is off.
 
-A sample is one `session.run` with numpy arrays: what a Python caller waits for. That includes 5 to 10
-microseconds of binding overhead, the same for all models, so ratios of tiny models are understated.
+A sample is one `session.run` with numpy arrays: what a Python caller waits for, 5 to 10 microseconds of binding
+included. They are the same for all models, so ratios of tiny models are understated.
 
-Job:    {"seed", "processes", "rounds", "round_s", "cases": [{"threads", "members": [
+Job:    {"seed", "repetition": 0 or absent, "processes", "rounds", "round_s", "cases": [{"threads", "members": [
              {"model", "path", "feeds": [{"name", "dtype", "shape", "kind", "value"}],
-              "carried": [[in, out]]}]}]}
+              "carried": [[in, out]], "inputs": NPZ or absent, "worker": PYTHON FILE or absent}]}]}
+             `inputs` holds arrays by input name, used in place of those made here. `worker` is run in place of this
+             file: it calls `main` with the functions that load a model on another runtime.
 Result: {"machine": {…}, "runs": [{"case", "member", "process", "load_s", "first_s", "warm_up_s", "warm",
              "peak_rss_bytes", "idle_rss_bytes", "rounds_s": [[sample, …], …]}]}
 """
@@ -44,7 +46,7 @@ import threading
 import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 Json = dict[str, Any]
 Clock = Callable[[], int]
@@ -136,7 +138,7 @@ def _cpuinfo(key: str) -> str | None:
 
 
 def _cpu_model() -> str | None:
-    """Name the CPU; ARM kernels leave the name out, so the board or the part number stands in for it."""
+    """Name the CPU; ARM kernels leave the name out: then the board, or the part number."""
     part = _cpuinfo("CPU part")
     arm = f"ARM implementer {_cpuinfo('CPU implementer')} part {part}" if part else None
     return _cpuinfo("model name") or _read("/proc/device-tree/model") or arm or platform.processor() or None
@@ -196,6 +198,25 @@ def open_session(path: str, threads: int) -> Any:
     return ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
 
+def versions() -> Json:
+    """Return what decides how fast `open_session`'s sessions are."""
+    import numpy
+    import onnxruntime
+
+    return {"onnxruntime": onnxruntime.__version__, "numpy": numpy.__version__}
+
+
+def make_feeds(job: Json) -> Json:
+    """Build all inputs of a model; arrays in the file `inputs` come before made ones."""
+    import numpy as np
+
+    given = np.load(job["inputs"]) if job.get("inputs") else {}
+    return {
+        feed["name"]: given[feed["name"]] if feed["name"] in given else make_feed(feed, job["seed"])
+        for feed in job["feeds"]
+    }
+
+
 def make_call(session: Any, feeds: Json, carried: Sequence[Sequence[str]]) -> Callable[[], None]:
     """Return a function that runs the model once and feeds carried outputs back to their inputs."""
     if not carried:
@@ -225,22 +246,29 @@ def peak_rss_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def serve(requests: IO[str], replies: IO[str], clock: Clock = time.perf_counter_ns) -> None:
+class Engine(NamedTuple):
+    """A runtime: what its version is, and how it loads a model; sessions have ONNX Runtime's `run`."""
+
+    versions: Callable[[], Json]
+    open_session: Callable[[str, int], Any]
+
+
+ONNX_RUNTIME = Engine(versions, open_session)
+
+
+def serve(requests: IO[str], replies: IO[str], engine: Engine, clock: Clock = time.perf_counter_ns) -> None:
     """Load the model of the first line, then time one round for every line that follows."""
     job = json.loads(requests.readline())
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, allowed_cpus()[: job["threads"]])
-    import numpy
-    import onnxruntime
-
+    software = engine.versions()  # imports the runtime, which is no part of loading a model
     idle_rss_bytes = peak_rss_bytes()
     start = clock()
-    session = open_session(job["path"], job["threads"])
+    session = engine.open_session(job["path"], job["threads"])
     load_s = (clock() - start) / 1e9
-    _reply(replies, load_s=load_s, onnxruntime=onnxruntime.__version__, numpy=numpy.__version__)
+    _reply(replies, load_s=load_s, **software)
     requests.readline()  # "first": the model is accepted; what fails from here on is its input
-    feeds = {feed["name"]: make_feed(feed, job["seed"]) for feed in job["feeds"]}
-    call = make_call(session, feeds, job["carried"])
+    call = make_call(session, make_feeds(job), job["carried"])
     start = clock()
     call()
     first_s = (clock() - start) / 1e9
@@ -265,7 +293,7 @@ class Worker:
         # -P: the folder of this file holds modules with names of the standard library (statistics).
         flags = ["-P"] if sys.version_info >= (3, 11) else []
         self.process = subprocess.Popen(
-            [sys.executable, *flags, os.path.abspath(__file__), "--worker"],
+            [sys.executable, *flags, member.get("worker") or os.path.abspath(__file__), "--worker"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self.stderr,
@@ -329,7 +357,7 @@ def conduct(job: Json, report: Callable[[int, int, str], None]) -> Json:
     Raises:
         WorkerError: a model could not be loaded, or could not be run on its inputs.
     """
-    shuffled = random.Random(job["seed"])
+    shuffled = random.Random(job["seed"] + job.get("repetition", 0))
     runs: list[Json] = []
     software: Json = {}
     machine = describe_machine()  # before this job adds its own load
@@ -338,7 +366,7 @@ def conduct(job: Json, report: Callable[[int, int, str], None]) -> Json:
         for case in shuffled.sample(range(len(job["cases"])), len(job["cases"])):
             report(done, total, f"processes {process + 1} of {job['processes']}")
             for member, run in _replicate(job, job["cases"][case], shuffled):
-                software = run.pop("software")
+                software.update(run.pop("software"))
                 runs.append({"case": case, "member": member, "process": process, **run})
             done += 1
     report(total, total, "done")
@@ -375,13 +403,13 @@ def _take_turns(job: Json, workers: dict[int, Worker], runs: dict[int, Json], sh
             runs[member]["rounds_s"].append(reply["samples_s"])
 
 
-def main(arguments: Sequence[str]) -> int:
+def main(arguments: Sequence[str], engine: Engine = ONNX_RUNTIME) -> int:
     """Serve as a worker, or conduct the job in the named file or on standard input."""
     if "--worker" in arguments:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the conductor's; its end closes our stdin
         replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
         os.dup2(2, 1)  # what libraries print must not land between the replies
-        serve(sys.stdin, replies)
+        serve(sys.stdin, replies, engine)
         return 0
     try:
         with open(arguments[0], encoding="utf-8") if arguments else sys.stdin as file:
