@@ -1,7 +1,8 @@
 """From a measurement to rows, and from rows to files. A row is one model at one shape and thread count.
 
 JSON: {"schema": 1, "machine": {…}, "rows": [{…}, …], "models": {…}, "rooflines": […]}, with
-the raw samples of each process, so that every statistic in it can be derived again. CSV: the same rows without the samples.
+the raw samples of each process, so that every statistic in it can be derived again. CSV: the same rows without the
+samples.
 """
 
 from __future__ import annotations

@@ -79,7 +79,7 @@ def test_no_difference_is_a_verdict():
     text = printed(measurement({"a": 1e-3, "b": 1e-3}))
     assert "1.00x n.s." in text
     assert "b.onnx is not significantly faster or slower than a.onnx at 35 steps (95% interval 1.00 to 1.00)." in text
-    assert "Next: narrow the interval with --processes 16 --seconds 16" in text
+    assert "Next: narrow the interval with --precision 1%" in text
 
 
 def test_a_slower_model_is_called_slower():
@@ -98,7 +98,7 @@ def test_unstable_processes_are_warned_about_with_a_remedy():
     factors = (1.0, 1.0, 1.25, 1.0, 1.0, 1.0, 1.0, 1.0)
     text = printed(measurement({"a": 1e-3, "b": 1e-3}, factors=factors))
     assert "medians of fresh processes differ by 25% (2 of 2 rows: above 10%)" in text
-    assert "use --processes 16 --seconds 16." in text
+    assert "use --precision 2%." in text
     assert "differ by" not in printed(measurement({"a": 1e-3, "b": 1e-3}))
 
 
