@@ -14,7 +14,6 @@ Source: Williams, Waterman and Patterson 2009, Roofline (doi 10.1145/1498765.149
 
 from __future__ import annotations
 
-import hashlib
 import json
 import subprocess
 import sys
@@ -30,7 +29,7 @@ from toolchain.errors import BenchError
 
 from . import roofline_probe, runner
 from .busy import busy_cpus
-from .cache import cache_folder
+from .cache import roofline_path
 from .costs import LayerCost, ModelCosts
 
 SCHEMA = 1
@@ -96,21 +95,13 @@ def find_roofline(threads: int, *, again: bool = False) -> Roofline:
     Raises:
         BenchError: the measurement fails.
     """
-    path = cache_path(threads)
+    path = roofline_path(threads)
     if not again and (cached := _read(path)) is not None:
         return cached
     roofline = measure_roofline(threads)
     if not roofline.disturbed:
         _keep(path, roofline)
     return roofline
-
-
-def cache_path(threads: int) -> Path:
-    """Return where this machine's roofline is kept."""
-    machine = runner.describe_machine()
-    facts = [machine["cpu_model"], machine["cpus"], machine["machine"], len(machine["cpus_allowed"]), threads, SCHEMA]
-    digest = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:12]
-    return cache_folder() / f"roofline-{digest}.json"
 
 
 def measure_roofline(threads: int, *, busy: Callable[[], float | None] = busy_cpus) -> Roofline:

@@ -52,7 +52,7 @@ def _variant(model: Path, shrunk: Path, name: str, folder: Path) -> Variant:
     if not name.endswith("int8"):
         return Variant(path=source, name=called)
     target = folder / f"{name}.onnx"
-    _quantize(source, target, called)
+    quantize(source, target, called)
     return Variant(path=target, name=called, notes=tuple(_notes(source, target, called)))
 
 
@@ -68,7 +68,12 @@ def _shrink(model: Path, folder: Path) -> Path:
     return target
 
 
-def _quantize(source: Path, target: Path, called: str) -> None:
+def quantize(source: Path, target: Path, called: str) -> None:
+    """Write what ONNX Runtime's dynamic quantization makes of a model.
+
+    Raises:
+        BenchError: it cannot be quantized.
+    """
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     logger = logging.getLogger()
