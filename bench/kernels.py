@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -33,12 +34,12 @@ class Kernel:
 def kernel_model(kernel: Kernel, *, seed: int) -> bytes:
     """Return a serialized model of this node alone; X is `[T, B, input_size]`."""
     if kernel.op_type == IDENTITY:
-        return _stack([], kernel.input_size, None, seed).SerializeToString()
+        return bytes(_stack([], kernel.input_size, None, seed).SerializeToString())
     if kernel.op_type == MATRIX:
         model = _stack([], kernel.input_size, kernel.hidden_size, seed)
     else:
         model = _stack([kernel], kernel.input_size, None, seed)
-    return _quantized(model) if kernel.dtype == "int8" else model.SerializeToString()
+    return _quantized(model) if kernel.dtype == "int8" else bytes(model.SerializeToString())
 
 
 def stack_model(layers: Sequence[Kernel], *, output_size: int, seed: int) -> onnx.ModelProto:
@@ -67,7 +68,7 @@ def _stack(layers: Sequence[Kernel], input_size: int, output_size: int | None, s
             weight(f"R{number}", D, gates * H, H),
             weight(f"B{number}", D, 2 * gates * H),
         ]
-        extra = {"linear_before_reset": 1} if layer.op_type == "GRU" else {}  # as PyTorch exports it
+        extra: dict[str, Any] = {"linear_before_reset": 1} if layer.op_type == "GRU" else {}  # as PyTorch exports it
         direction = "bidirectional" if D == 2 else "forward"
         nodes += [
             helper.make_node(

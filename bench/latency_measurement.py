@@ -227,7 +227,7 @@ def _draw(table: LatencyTable, random: np.random.Generator, path: Path, number: 
 
 def _size(random: np.random.Generator, low: int, high: int) -> int:
     """Draw a size whose logarithm is uniform."""
-    return int(round(float(np.exp(random.uniform(np.log(low), np.log(max(low, high)))))))
+    return round(float(np.exp(random.uniform(np.log(low), np.log(max(low, high))))))
 
 
 def _member(path: Path, batch: int, steps: int) -> dict[str, Any]:

@@ -185,7 +185,7 @@ def make_feed(feed: Json, seed: int) -> Any:
     return np.full(shape, feed["value"], dtype)
 
 
-def open_session(path: str, threads: int) -> Any:
+def open_session(path: str | bytes, threads: int) -> Any:
     """Load a model with exactly `threads` threads, one operator at a time, and no spinning."""
     import onnxruntime as ort
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -84,12 +85,12 @@ def _check(ops: tuple[str, ...], dtypes: tuple[str, ...], directions: tuple[int,
         ("--directions", directions, {1, 2}),
     ):
         if not given or set(given) - known:
-            raise click.UsageError(f"{option}: expected a list of {', '.join(map(str, sorted(known)))}.")  # type: ignore[type-var]
+            raise click.UsageError(f"{option}: expected a list of {', '.join(map(str, sorted(known)))}.")
     if "float32" not in dtypes:
         raise click.UsageError("--dtypes: float32 must be among them, because the check needs it.")
 
 
-def _print_checks(checks: tuple[object, ...], validation: dict[str, float]) -> None:
+def _print_checks(checks: tuple[Any, ...], validation: dict[str, float]) -> None:
     from rich.console import Console
     from rich.table import Table
 
@@ -97,8 +98,8 @@ def _print_checks(checks: tuple[object, ...], validation: dict[str, float]) -> N
     for heading in ("model", "batch x steps", "measured ms", "predicted ms", "error"):
         found.add_column(heading, justify="left" if heading == "model" else "right")
     for check in checks:
-        found.add_row(check.model, f"{check.batch} x {check.steps}", f"{check.measured_s * 1e3:.3g}",  # type: ignore[attr-defined]
-                      f"{check.predicted_s * 1e3:.3g}", f"{check.error:+.0%}")  # type: ignore[attr-defined]  # fmt: skip
+        found.add_row(check.model, f"{check.batch} x {check.steps}", f"{check.measured_s * 1e3:.3g}",
+                      f"{check.predicted_s * 1e3:.3g}", f"{check.error:+.0%}")  # fmt: skip
     Console().print(found)
     click.echo(
         f"Error of the predictions: median {validation['median_error']:.1%}, worst {validation['worst_error']:.1%} "
