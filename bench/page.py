@@ -1,0 +1,131 @@
+"""One self-contained HTML page from bench results and training runs: no script, no network, readable in print."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from toolchain import __version__
+
+from .charts import charts_of, shape_of
+from .run_charts import TrainingRecord, run_charts
+from .svg import Chart
+from .table import count, milliseconds, significant, times, verdict, warnings
+
+TEMPLATE = "page.html.j2"
+WORD_COLUMNS = frozenset({"model", "shape", "layer", "operator", "verdict", "phase", "neurons of"})  # not numbers
+# What is shown of a machine: the key in the result, and what it is called.
+FACTS = (("cpu_model", "processor"), ("cpus", "CPUs"), ("machine", "architecture"), ("os", "system"),
+         ("governor", "frequency governor"), ("onnxruntime", "ONNX Runtime"), ("torch", "PyTorch"),
+         ("openvino", "OpenVINO"), ("numpy", "numpy"), ("python", "Python"))  # fmt: skip
+
+
+def render(*, results: Sequence[Mapping[str, Any]] = (), runs: Sequence[TrainingRecord] = ()) -> str:
+    """Return the page.
+
+    Args:
+        results: stored results, as `toolchain bench --json` writes them.
+        runs: training runs.
+    """
+    from jinja2 import Environment, StrictUndefined, select_autoescape
+
+    environment = Environment(
+        autoescape=select_autoescape(default_for_string=True),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    template = environment.from_string(Path(__file__).with_name(TEMPLATE).read_text("utf-8"))
+    sections = [_bench_section(result, number) for number, result in enumerate(results)]
+    sections += [_run_section(run, number) for number, run in enumerate(runs)]
+    return template.render(title=_title(sections), sections=sections, version=__version__, words=WORD_COLUMNS)
+
+
+def _title(sections: Sequence[Mapping[str, Any]]) -> str:
+    return sections[0]["title"] if len(sections) == 1 else "Training and latency"
+
+
+def _bench_section(result: Mapping[str, Any], number: int) -> dict[str, Any]:
+    rows = [{**_ABSENT, **row} for row in result["rows"]]
+    measured = [row for row in rows if row.get("samples_s")]
+    charts = charts_of({**result, "rows": rows}, f"bench{number}")
+    return {
+        "id": f"bench{number}",
+        "title": "Latency before and after" if len({row["model"] for row in rows}) > 1 else "Latency",
+        "lead": verdict(measured).splitlines() if measured else [],
+        "warnings": list(warnings(measured)) if measured else [],
+        "tables": [*_latency_tables(measured), _model_table(measured)] if measured else [],
+        "charts": charts,
+        "facts": [(name, str(result["machine"][key])) for key, name in FACTS if result["machine"].get(key) is not None],
+    }
+
+
+# Fields that results of older versions do not have.
+_ABSENT: dict[str, Any] = {
+    "precision": 0.0, "precision_asked": None, "multiply_adds": None, "bytes_moved": None, "bytes_per_s": None,
+    "flops_per_s": None, "limit_share": None,
+}  # fmt: skip
+
+
+def _latency_tables(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    unit = "tokens/s" if all(row["reads_tokens"] for row in rows) else "steps/s"
+    heads = ("model", "p50 ms", "p90 ms", "p99 ms", "mean ms", unit, "speedup", "95% interval")
+    return [
+        {
+            "title": shape,
+            "columns": heads,
+            "rows": [
+                (
+                    row["model"],
+                    *(milliseconds(row[key]) for key in ("p50_s", "p90_s", "p99_s", "mean_s")),
+                    count(row["tokens_per_s"]),
+                    *_speedup(row),
+                )
+                for row in group
+            ],
+        }
+        for shape, group in groupby(rows, key=lambda row: shape_of(dict(row)))
+    ]
+
+
+def _speedup(row: Mapping[str, Any]) -> tuple[str, str]:
+    if row["is_baseline"]:
+        return "baseline", ""
+    mark = "" if row["significant"] else " (not significant)"
+    return f"{times(row['speedup'])}{mark}", f"{times(row['speedup_low'])[:-1]} to {times(row['speedup_high'])[:-1]}"
+
+
+def _model_table(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    last = {row["model"]: row for row in rows}
+    return {
+        "title": "Each model, in a fresh process",
+        "columns": ("model", "file MB", "parameters", "peak memory MB", "load ms", "first inference ms"),
+        "rows": [
+            (
+                row["model"],
+                significant(row["file_bytes"] / 1e6, digits=3),
+                f"{row['parameters']:,}",
+                f"{row['peak_rss_bytes'] / 1e6:.0f}",
+                milliseconds(row["load_s"]),
+                milliseconds(row["first_s"]),
+            )
+            for row in last.values()
+        ],
+    }
+
+
+def _run_section(run: TrainingRecord, number: int) -> dict[str, Any]:
+    charts: list[Chart] = run_charts(run, f"run{number}")
+    settings = {**run.recipe.get("model", {}), **run.recipe.get("run", {}), **run.recipe.get("gates", {})}
+    shown = ("hidden_sizes", "dropout", "method", "keep", "seed", "precision")
+    return {
+        "id": f"run{number}",
+        "title": f"Training run {run.name}",
+        "lead": [chart.summary for chart in charts],
+        "warnings": [] if run.result is not None else ["This run has not finished: it has no result yet."],
+        "tables": [],
+        "charts": charts,
+        "facts": [(name, str(settings[name])) for name in shown if name in settings],
+    }
