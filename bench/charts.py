@@ -258,12 +258,12 @@ def roofline_chart(rows: Sequence[Row], roofline: Roofline, colours: Mapping[str
         title=title,
         summary=summary,
         svg=drawing(chart, title, summary, 308, "".join(parts)),
-        columns=("#", "model", "shape", "multiply-adds", "MB read", "GB/s", "GFLOP/s", "of the limit"),
+        columns=("#", "model", "steps × batch", "multiply-adds", "MB read", "GB/s", "GFLOP/s", "of the limit"),
         rows=tuple(
             (
                 str(number),
                 short_name(row["model"]),
-                shape_of(row),
+                f"{row['steps']} × {row['batch']}",
                 count(row["multiply_adds"]),
                 significant(row["bytes_moved"] / 1e6, digits=3),
                 significant(row["bytes_per_s"] / 1e9, digits=3),

@@ -20,16 +20,19 @@ CALLS = 3  # with the state fed back, so that its names and order are compared a
 
 
 def largest_difference(expected: Sequence[npt.NDArray[Any]], actual: Sequence[npt.NDArray[Any]]) -> float:
-    """Return the largest difference of any output, relative to its largest value; infinite where shapes differ."""
-    worst = 0.0
+    """Return the largest difference of any output, relative to its largest value.
+
+    Infinite where shapes differ; NaN where either holds one.
+    """
+    worst = [0.0]
     for one, other in zip(expected, actual, strict=True):
         if one.shape != np.shape(other):
             return float("inf")
         if one.size:
             exact = one.astype(np.float64)
             scale = max(float(np.abs(exact).max()), float(np.finfo(np.float32).tiny))
-            worst = max(worst, float(np.abs(exact - np.asarray(other, np.float64)).max()) / scale)
-    return worst
+            worst.append(float(np.abs(exact - np.asarray(other, np.float64)).max()) / scale)
+    return float(np.max(worst))  # unlike Python's max, it does not lose a NaN
 
 
 def chained_outputs(engine: runner.Engine, job: Mapping[str, Any]) -> list[npt.NDArray[Any]]:

@@ -25,7 +25,7 @@ def check_speedups(rows: Sequence[dict[str, Any]], least: float) -> None:
     worst = min(compared, key=lambda row: float(row["speedup"]))
     if worst["speedup"] < least:
         raise BenchError(
-            f"{short_name(worst['model'])}: speedup {times(worst['speedup'])} at {worst['steps']} steps x "
+            f"{short_name(worst['model'])}: speedup {times(worst['speedup'])} at {worst['steps']} x "
             f"{worst['batch']} (95% interval {times(worst['speedup_low'])} to {times(worst['speedup_high'])}); "
             f"expected at least {times(least)}. Lower --fail-below, or make the model faster."
         )
