@@ -176,7 +176,11 @@ def layer_charts(models: Mapping[str, Content], colours: Mapping[str, int], pref
         return
     largest = max(layer["parameters"] for found in layers.values() for layer in found.values())
     scale = Scale(low=0.0, high=float(largest), start=LEFT, end=RIGHT - 60)
-    parts, y, table = [], 4.0, []
+    parts, y, table = [], 8.0, []
+    for model in layers:
+        parts.append(element("circle", cx=LEFT + 5, cy=y + 5, r=5, class_=f"dot {series_class(colours[model])}"))
+        parts.append(label(LEFT + 16, y + 9, short_name(model)))
+        y += 18
     for name in names:
         parts.append(label(LEFT, y + 14, f"{_operator(layers, name)} {name}"))
         y += 20
