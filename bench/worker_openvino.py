@@ -22,6 +22,8 @@ class Session:
     """A compiled model behind ONNX Runtime's interface."""
 
     def __init__(self, path: str, threads: int) -> None:
+        import onnx
+
         openvino = importlib.import_module("openvino")
         # f32: on CPUs that have it OpenVINO would compute in bfloat16, and be compared with float32.
         options = {
@@ -32,7 +34,9 @@ class Session:
         }
         self._compiled = openvino.Core().compile_model(path, "CPU", options)
         self._request = self._compiled.create_infer_request()
-        self._outputs = [Output(next(iter(output.names))) for output in self._compiled.outputs]
+        # OpenVINO's own names hold aliases of a tensor too, in no order; all of them can be looked up in a result.
+        graph = onnx.load(path, load_external_data=False).graph
+        self._outputs = [Output(output.name) for output in graph.output]
 
     def get_outputs(self) -> list[Output]:
         """Return the outputs, in the graph's order."""
