@@ -215,7 +215,7 @@ def _models(
 
 
 def _measure(plan: BenchPlan, rooflines: str) -> BenchResult:
-    _warn_about_cpus(max(case.threads for case in plan.cases))
+    warn_about_cpus(max(case.threads for case in plan.cases))
     compare = importlib.import_module("toolchain.bench.compare")
     with progress_bar("measuring") as progress:
         result: BenchResult = compare.run_comparison(plan, progress, rooflines=rooflines)
@@ -232,7 +232,7 @@ def _print(result: BenchResult, notes: Sequence[str]) -> None:
     table.print_report(Console(), result.rows, notes=notes)
 
 
-def _warn_about_cpus(threads: int) -> None:
+def warn_about_cpus(threads: int) -> None:
     """Warn when the threads, or the programs that already run, need more CPUs than there are."""
     runner = importlib.import_module("toolchain.bench.runner")
     cpus = len(runner.allowed_cpus())
