@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .measure import Progress, measure
-from .plan import BenchPlan, Effort, check_device, choose_models, plan_bench, read_interfaces
-from .report import Row, build_rows
+from .devices.dispatch import bench_on_device
+from .devices.naming import resolve_device
+from .measure import Progress
+from .plan import BenchPlan, Effort, choose_models, plan_bench, read_interfaces
+from .report import Row
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,17 +38,18 @@ def plan_comparison(
         ModelFileError: a file is missing or is not an ONNX model.
         BenchError: the device is unknown, or the models cannot be compared.
     """
-    check_device(device)
+    resolve_device(device)
     read = read_interfaces(choose_models(models, baseline))
     return plan_bench(read, device=device, steps=steps, batches=batches, threads=threads, effort=effort)
 
 
 def run_comparison(plan: BenchPlan, progress: Progress) -> BenchResult:
-    """Measure a plan and derive its statistics.
+    """Measure, emulate or estimate a plan, as its device says, and derive its statistics.
 
     Raises:
         ModelFileError: ONNX Runtime does not load a model.
-        BenchError: a model fails on its inputs, a worker dies, or this Python runs under emulation.
+        BenchError: a model fails on its inputs, a worker dies, this Python runs under emulation, or the device
+            cannot be used.
     """
-    measurement = measure(plan, progress)
-    return BenchResult(machine=measurement.machine, rows=tuple(build_rows(measurement)))
+    machine, rows = bench_on_device(plan, progress)
+    return BenchResult(machine=machine, rows=tuple(rows))

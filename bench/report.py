@@ -83,7 +83,7 @@ def write_json(path: Path, machine: dict[str, Any], rows: Sequence[Row]) -> None
 
 def write_csv(path: Path, rows: Sequence[Row]) -> None:
     """Write the rows without their samples as CSV; the file appears complete or not at all."""
-    table = frame(rows).drop(columns=["samples_s", "rounds"])
+    table = frame(rows).drop(columns=["samples_s", "rounds"], errors="ignore")  # no samples of what was not measured
     _write(path, table.to_csv(index=False, quoting=csv.QUOTE_MINIMAL))
 
 

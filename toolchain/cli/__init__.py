@@ -20,6 +20,7 @@ _COMMANDS = {
     "inspect": ("toolchain.cli.inspect:inspect", "Say what is recurrent in an ONNX model, and what is wrong with it."),
     "shrink": ("toolchain.cli.shrink:shrink", "Rewrite an ONNX model with smaller recurrent tensors."),
     "bench": ("toolchain.cli.bench:bench", "Measure models in ONNX Runtime against a baseline."),
+    "devices": ("toolchain.cli.devices:devices", "List what to bench on, and what is missing for it."),
 }
 
 

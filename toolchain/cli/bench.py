@@ -26,7 +26,12 @@ def _whole_numbers(ctx: click.Context, param: click.Parameter, value: str) -> tu
 @click.command()
 @click.argument("models", nargs=-1, metavar="[MODEL]...", type=FILE)
 @click.option("--baseline", type=FILE, help="What the speedup is over.  [default: see below]")
-@click.option("--device", default="cpu", show_default=True, help="Where to measure: `cpu` is this machine.")
+@click.option(
+    "--device",
+    default="cpu",
+    show_default=True,
+    help="Where: cpu, ssh://user@host, a profile, qemu:PROFILE, arm; see `toolchain devices`.",
+)
 @click.option(
     "--steps",
     default="1,35",
@@ -85,6 +90,10 @@ def bench(
     plans = importlib.import_module("toolchain.bench.plan")
     report = importlib.import_module("toolchain.bench.report")
     table = importlib.import_module("toolchain.bench.table")
+    naming = importlib.import_module("toolchain.bench.devices.naming")
+    where = naming.resolve_device(device)
+    if where.note is not None:
+        click.echo(where.note)
     for path in (json_path, csv_path):
         if path is not None:
             report.check_writable(path)
@@ -97,12 +106,17 @@ def bench(
         threads=threads,
         effort=plans.Effort(processes=processes, seconds=seconds, seed=seed),
     )
-    _warn_about_cpus(max(threads))
+    if where.method == "measured":
+        _warn_about_cpus(max(threads))
     with _progress_bar() as progress:
         result = compare.run_comparison(plan, progress)
     from rich.console import Console
 
-    table.print_report(Console(), result.rows)
+    if where.method in ("emulated", "estimated"):
+        showing = importlib.import_module("toolchain.bench.devices.showing")
+        showing.print_unmeasured(Console(), result.machine, result.rows)
+    else:
+        table.print_report(Console(), result.rows)
     if json_path is not None:
         report.write_json(json_path, result.machine, result.rows)
     if csv_path is not None:
