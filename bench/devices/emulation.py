@@ -188,7 +188,8 @@ def difference(ours: npt.NDArray[Any], theirs: npt.NDArray[Any]) -> float:
     if ours.shape != theirs.shape:
         return float("inf")
     left, right = ours.astype(np.float64), theirs.astype(np.float64)
-    gap = np.where((left == right) | (np.isnan(left) & np.isnan(right)), 0.0, np.abs(left - right))
+    with np.errstate(invalid="ignore"):  # infinity less infinity, which counts as equal
+        gap = np.where((left == right) | (np.isnan(left) & np.isnan(right)), 0.0, np.abs(left - right))
     return float(np.nan_to_num(gap, nan=np.inf, posinf=np.inf).max(initial=0.0))
 
 

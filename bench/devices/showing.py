@@ -70,7 +70,8 @@ def emulated_notes(machine: Mapping[str, Any], rows: Sequence[Row]) -> list[str]
         worst = max(apart, key=lambda row: float(row["parity_max_abs_diff"]))
         notes.append(
             f"warning: {short_name(worst['model'])}: its outputs on aarch64 differ by "
-            f"{worst['parity_max_abs_diff']:.1e} from this machine's ({len(apart)} of {len(rows)} rows). Compare its quality on the device."
+            f"{worst['parity_max_abs_diff']:.1e} from this machine's ({len(apart)} of {len(rows)} rows). "
+            "Compare its quality on the device."
         )
     else:
         notes.append("Outputs on aarch64 equal this machine's.")

@@ -123,8 +123,8 @@ class Connection:
         if found["emulated"]:
             raise BenchError(
                 f"device {str(self.address)!r}: its Python says {found['machine']} but runs under emulation (ELF "
-                f"machine {found['elf_machine']}); expected a native one, because emulated time counts instructions and "
-                "knows no caches. Measure on the device itself, or use qemu:PROFILE here."
+                f"machine {found['elf_machine']}); expected a native one, because emulated time counts instructions "
+                "and knows no caches. Measure on the device itself, or use qemu:PROFILE here."
             )
         return found
 
