@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .devices.dispatch import bench_on_device
+from .devices.dispatch import measuring_on, run_unmeasured
 from .devices.naming import resolve_device
 from .measure import Progress
 from .plan import BenchPlan, Effort, choose_models, plan_bench, read_interfaces
-from .report import Row
+from .report import Row, build_rows
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,5 +51,10 @@ def run_comparison(plan: BenchPlan, progress: Progress) -> BenchResult:
         BenchError: a model fails on its inputs, a worker dies, this Python runs under emulation, or the device
             cannot be used.
     """
-    machine, rows = bench_on_device(plan, progress)
-    return BenchResult(machine=machine, rows=tuple(rows))
+    device = resolve_device(plan.device)
+    if device.method in ("emulated", "estimated"):
+        machine, unmeasured = run_unmeasured(plan, device, progress)
+        return BenchResult(machine=machine, rows=tuple(unmeasured))
+    measurement = measuring_on(device)(plan, progress)
+    rows = tuple({**row, "method": device.method} for row in build_rows(measurement))
+    return BenchResult(machine=measurement.machine, rows=rows)

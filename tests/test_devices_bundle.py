@@ -9,8 +9,10 @@ import sys
 import bench_models
 import pytest
 from click.testing import CliRunner
+from toolchain.bench.devices import jobs
 
 from toolchain.cli import cli
+from toolchain.errors import BenchError
 
 
 def devices(*arguments):
@@ -98,3 +100,18 @@ def test_an_unwritable_place_is_named(bundle):
     assert "/nowhere/board: cannot be written (No such file or directory)" in str(
         devices("bundle", "/nowhere/board").exception
     )
+
+
+def test_inputs_come_along_and_other_runtimes_are_refused(tmp_path, monkeypatch):
+    """What a job may hold besides models: a file of inputs, and a worker of another runtime."""
+    model = bench_models.lstm(tmp_path / "m.onnx")
+    (tmp_path / "real.npz").write_bytes(b"arrays")
+    member = {"model": "m.onnx", "path": str(model), "inputs": str(tmp_path / "real.npz")}
+    monkeypatch.setattr(jobs, "job_of", lambda plan: {"cases": [{"members": [dict(member)]}]})
+    found = jobs.portable_job(None)
+    place = found.job["cases"][0]["members"][0]["inputs"]
+    assert found.files[place] == (tmp_path / "real.npz", jobs.file_sha256(tmp_path / "real.npz"))
+    assert place.startswith("inputs/")
+    monkeypatch.setattr(jobs, "job_of", lambda plan: {"cases": [{"members": [{**member, "worker": "torch.py"}]}]})
+    with pytest.raises(BenchError, match=r"m.onnx: other runtimes are measured on this machine only; expected ONNX"):
+        jobs.portable_job(None)

@@ -184,3 +184,34 @@ NAN = float("nan")
 )
 def test_the_difference_sees_what_is_not_a_number(ours, theirs, expected):
     assert emulation.difference(np.array(ours), np.array(theirs)) == expected
+
+
+def test_outputs_that_differ_are_warned_of_and_stored_without_infinity(tmp_path):
+    """Rows as they are after a real difference, and after an output that is no number on one side."""
+    from rich.console import Console
+    from toolchain.bench import report
+    from toolchain.bench.devices import showing
+
+    machine = {"title": "Board", "core": "Cortex-A72", "emulated_core": "cortex-a72", "onnxruntime": "1.0"}
+    row = {
+        "model": "a.onnx", "is_baseline": True, "method": "emulated", "steps": 1, "batch": 1, "state_fed_back": False,
+        "instructions": 1000, "instruction_ratio": 1.0, "parity_max_abs_value": 1.0,
+    }  # fmt: skip
+    for gap, text in ((2e-5, "differ by 2.0e-05 from this"), (None, "differ by inf from this")):
+        rows = [{**row, "parity_max_abs_diff": gap}]
+        with (console := Console(width=200)).capture() as printed:
+            showing.print_unmeasured(console, machine, rows)
+        assert text in printed.get()
+        assert "Outputs on aarch64 equal" not in printed.get()
+        report.write_json(tmp_path / "r.json", machine, rows)
+    with (console := Console(width=200)).capture() as printed:
+        showing.print_unmeasured(console, machine, [{**row, "parity_max_abs_diff": 9e-6}])
+    assert "Outputs on aarch64 equal" in printed.get()
+
+
+def test_an_infinite_difference_is_none_in_the_row(tmp_path):
+    path = bench_models.lstm(tmp_path / "m.onnx")
+    asked = plan([path])
+    seen = emulation.Emulated(instructions=(5, 3), max_abs_diff=float("inf"), max_abs_value=1.0)
+    (row,) = emulation._rows(asked, asked.cases[0], [seen])
+    assert (row["parity_max_abs_diff"], row["instructions"]) == (None, 3)

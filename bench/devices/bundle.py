@@ -21,10 +21,10 @@ from typing import Any
 from toolchain.errors import BenchError, OutputError
 
 from .. import runner
-from ..measure import job_of, read_result
+from ..measure import read_result
 from ..plan import BenchPlan, Effort, plan_bench, read_interfaces
 from ..report import Row, build_rows
-from .model_files import files_of
+from .jobs import PortableJob, portable_job
 
 README = """# Measure these models on this device
 
@@ -56,10 +56,13 @@ def write_bundle(
     """
     if folder.exists():
         raise OutputError(f"{folder}: exists already; expected a new folder. Remove it, or name another.")
-    models = [files_of(model.path) for model in plan.models]
+    portable = portable_job(plan)
     question = {
         "schema": SCHEMA,
-        "models": [{"name": model.name, "path": files.entry} for model, files in zip(plan.models, models, strict=True)],
+        "models": [
+            {"name": model.name, "path": member["path"]}
+            for model, member in zip(plan.models, portable.job["cases"][0]["members"], strict=True)
+        ],
         "steps": list(steps),
         "batches": list(batches),
         "threads": list(threads),
@@ -68,19 +71,23 @@ def write_bundle(
     try:
         with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as name:
             unfinished = Path(name) / "bundle"
-            for place, (path, _) in (entry for model in models for entry in model.files.items()):
-                (unfinished / place).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(path, unfinished / place)
-            shutil.copyfile(runner.__file__, unfinished / "runner.py")
-            (unfinished / "job.json").write_text(json.dumps(_job(plan, [model.entry for model in models])))
+            _fill(unfinished, portable)
             (unfinished / "bundle.json").write_text(json.dumps(question, indent=1) + "\n")
-            seconds = len(plan.cases) * (plan.effort.seconds + plan.effort.processes * len(models))
+            seconds = len(plan.cases) * (plan.effort.seconds + plan.effort.processes * len(plan.models))
             (unfinished / "README.md").write_text(README.format(seconds=seconds, name=folder.name))
             unfinished.rename(folder)
     except OSError as error:
         raise OutputError(
             f"{folder}: cannot be written ({error.strerror}). Free the space or choose another place."
         ) from error
+
+
+def _fill(folder: Path, portable: PortableJob) -> None:
+    for place, (path, _) in portable.files.items():
+        (folder / place).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, folder / place)
+    shutil.copyfile(runner.__file__, folder / "runner.py")
+    (folder / "job.json").write_text(json.dumps(portable.job))
 
 
 def read_bundle(folder: Path) -> tuple[dict[str, Any], list[Row]]:
@@ -91,8 +98,7 @@ def read_bundle(folder: Path) -> tuple[dict[str, Any], list[Row]]:
     """
     question = _read(folder / "bundle.json", "Name a folder that `toolchain devices bundle` wrote.")
     result = _read(folder / "result.json", "Run `python3 runner.py job.json > result.json` on the device first.")
-    entries = [entry["path"] for entry in question["models"]]
-    interfaces = read_interfaces([folder / entry for entry in entries])
+    interfaces = read_interfaces([folder / entry["path"] for entry in question["models"]])
     named = [replace(model, name=entry["name"]) for model, entry in zip(interfaces, question["models"], strict=True)]
     plan = plan_bench(
         named,
@@ -102,7 +108,7 @@ def read_bundle(folder: Path) -> tuple[dict[str, Any], list[Row]]:
         threads=question["threads"],
         effort=Effort(**question["effort"]),
     )
-    if _job(plan, entries) != _read(folder / "job.json", "Write the bundle again."):
+    if json.loads(json.dumps(portable_job(plan).job)) != _read(folder / "job.json", "Write the bundle again."):
         raise BenchError(
             f"{folder}: its models or its job were changed; expected them as written. Write the bundle again."
         )
@@ -112,15 +118,6 @@ def read_bundle(folder: Path) -> tuple[dict[str, Any], list[Row]]:
             "emulated time counts instructions and knows no caches. Use --device qemu:PROFILE for that."
         )
     return result["machine"], build_rows(read_result(plan, result))
-
-
-def _job(plan: BenchPlan, entries: Sequence[str]) -> dict[str, Any]:
-    job = job_of(plan)
-    for case in job["cases"]:
-        for member, entry in zip(case["members"], entries, strict=True):
-            member["path"] = entry
-    normalised: dict[str, Any] = json.loads(json.dumps(job))
-    return normalised
 
 
 def _read(path: Path, advice: str) -> dict[str, Any]:

@@ -1,47 +1,42 @@
-"""From a plan to rows on its device, whatever the method."""
+"""From a device to what runs a plan on it: a measuring function, or rows of a method that measures nothing."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from toolchain.errors import BenchError
 
-from ..measure import Progress, measure
+from ..measure import Measurement, Progress, measure
 from ..plan import BenchPlan
-from ..report import Row, build_rows
+from ..report import Row
 from .calibration import read_validation
 from .estimation import estimate_plan
-from .naming import Device, resolve_device
+from .naming import Device
 from .ssh import measure_through_ssh
 from .sysroot import find_sysroot
 
 
-def bench_on_device(plan: BenchPlan, progress: Progress) -> tuple[dict[str, Any], list[Row]]:
-    """Run a plan on the device that it names; return the machine and the rows, which all carry one method.
+def measuring_on(device: Device) -> Callable[[BenchPlan, Progress], Measurement]:
+    """Return the function that measures a plan on a device of method `measured` or `measured-ssh`."""
+    address = device.address
+    if address is None:
+        return measure
+    return lambda plan, progress: measure_through_ssh(plan, address, progress)
+
+
+def run_unmeasured(plan: BenchPlan, device: Device, progress: Progress) -> tuple[dict[str, Any], list[Row]]:
+    """Emulate or estimate a plan; return what it rests on, and the rows.
 
     Raises:
         ModelFileError: ONNX Runtime does not load a model.
-        BenchError: the device cannot be used, or a model cannot be measured there as asked.
+        BenchError: the device cannot be used, or a model cannot be run there as asked.
     """
-    device = resolve_device(plan.device)
-    machine, rows = _run(plan, device, progress)
-    note = {"device_note": device.note} if device.note else {}
-    return {**machine, **note}, rows
-
-
-def _run(plan: BenchPlan, device: Device, progress: Progress) -> tuple[dict[str, Any], list[Row]]:
-    if device.method == "measured":
-        measurement = measure(plan, progress)
-        return measurement.machine, build_rows(measurement)
-    if device.address is not None:
-        measurement = measure_through_ssh(plan, device.address, progress)
-        return measurement.machine, [{**row, "method": device.method} for row in build_rows(measurement)]
     profile = device.profile
     assert profile is not None
-    described = {"profile": profile.name, "title": profile.title, "core": profile.core}
+    described = {"profile": profile.name, "title": profile.title, "core": profile.core, "device_note": device.note}
     if device.method == "estimated":
-        rows = estimate_plan(plan, profile, progress)
-        return {**described, "validation": read_validation()}, rows
+        return {**described, "validation": read_validation()}, estimate_plan(plan, profile, progress)
     from .emulation import emulate  # opens ONNX Runtime in this process, which nothing else here needs
 
     sysroot = find_sysroot()

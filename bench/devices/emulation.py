@@ -209,7 +209,8 @@ def _rows(plan: BenchPlan, case: Case, seen: Sequence[Emulated]) -> list[Row]:
             "instructions": fewest[number],
             "instructions_of_calls": list(one.instructions),
             "instruction_ratio": fewest[0] / fewest[number],
-            "parity_max_abs_diff": one.max_abs_diff,
+            # JSON has no infinity: None stands for outputs that cannot be compared at all
+            "parity_max_abs_diff": one.max_abs_diff if np.isfinite(one.max_abs_diff) else None,
             "parity_max_abs_value": one.max_abs_value,
             "file_bytes": model.file_bytes,
             "parameters": model.parameters,

@@ -13,13 +13,13 @@ bandwidth, it lies between that of the memory behind it and what never delays th
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from toolchain.errors import BenchError
 
-from ..plan import BenchPlan
+from ..plan import BenchPlan, Case
 from .profiles import Level, Profile
 from .workload import Product, Workload, read_workload
 
@@ -131,31 +131,34 @@ def estimate_plan(plan: BenchPlan, profile: Profile, progress: Callable[[int, in
         progress(number, len(plan.cases), "reading graphs")
         workloads = [read_workload(model, feeds) for model, feeds in zip(plan.models, case.feeds, strict=True)]
         found = [estimate(workload, profile) for workload in workloads]
-        for member, (model, one) in enumerate(zip(plan.models, found, strict=True)):
-            rows.append(
-                {
-                    "model": model.name,
-                    "baseline": plan.models[0].name,
-                    "is_baseline": member == 0,
-                    "device": plan.device,
-                    "method": "estimated",
-                    "threads": case.threads,
-                    "steps": case.steps,
-                    "batch": case.batch,
-                    "state_fed_back": plan.streams(case, model),
-                    "low_s": one.low_s,
-                    "high_s": one.high_s,
-                    "core_low_s": one.core.low_s,
-                    "core_high_s": one.core.high_s,
-                    "memory_low_s": one.memory.low_s,
-                    "memory_high_s": one.memory.high_s,
-                    "moved_bytes": one.moved_bytes,
-                    "left_out": list(one.left_out),
-                    "ratio_low": 1.0 if member == 0 else found[0].low_s / one.high_s,
-                    "ratio_high": 1.0 if member == 0 else found[0].high_s / one.low_s,
-                    "file_bytes": model.file_bytes,
-                    "parameters": model.parameters,
-                    "reads_tokens": model.reads_tokens,
-                }
-            )
+        rows += [_row(plan, case, member, found) for member in range(len(plan.models))]
     return rows
+
+
+def _row(plan: BenchPlan, case: Case, member: int, found: Sequence[Estimate]) -> dict[str, Any]:
+    """Return one model's row; `found` holds the estimates of all models, the baseline's first."""
+    model, baseline, one = plan.models[member], found[0], found[member]
+    return {
+        "model": model.name,
+        "baseline": plan.models[0].name,
+        "is_baseline": member == 0,
+        "device": plan.device,
+        "method": "estimated",
+        "threads": case.threads,
+        "steps": case.steps,
+        "batch": case.batch,
+        "state_fed_back": plan.streams(case, model),
+        "low_s": one.low_s,
+        "high_s": one.high_s,
+        "core_low_s": one.core.low_s,
+        "core_high_s": one.core.high_s,
+        "memory_low_s": one.memory.low_s,
+        "memory_high_s": one.memory.high_s,
+        "moved_bytes": one.moved_bytes,
+        "left_out": list(one.left_out),
+        "ratio_low": 1.0 if member == 0 else baseline.low_s / one.high_s,
+        "ratio_high": 1.0 if member == 0 else baseline.high_s / one.low_s,
+        "file_bytes": model.file_bytes,
+        "parameters": model.parameters,
+        "reads_tokens": model.reads_tokens,
+    }

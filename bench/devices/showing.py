@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from itertools import groupby
 from typing import Any
@@ -36,7 +37,7 @@ def emulated_table(shape: str, rows: Sequence[Row]) -> Table:
             short_name(row["model"]),
             count(row["instructions"]),
             "baseline" if row["is_baseline"] else times(row["instruction_ratio"]),
-            f"{row['parity_max_abs_diff']:.1e}",
+            f"{_gap(row):.1e}",
             significant(row["parity_max_abs_value"], digits=3),
         )
     return table
@@ -59,7 +60,7 @@ def estimated_table(shape: str, rows: Sequence[Row]) -> Table:
 
 def emulated_notes(machine: Mapping[str, Any], rows: Sequence[Row]) -> list[str]:
     """Return what the counts rest on, and whether outputs agree."""
-    apart = [row for row in rows if row["parity_max_abs_diff"] > PARITY_SHARE * max(1.0, row["parity_max_abs_value"])]
+    apart = [row for row in rows if _gap(row) > PARITY_SHARE * max(1.0, row["parity_max_abs_value"])]
     notes = [
         f"Counted in aarch64 ONNX Runtime {machine['onnxruntime']} on an emulated {machine['emulated_core']}. "
         "Instructions know no caches: their ratio is no speedup, and no time follows from them."
@@ -67,10 +68,10 @@ def emulated_notes(machine: Mapping[str, Any], rows: Sequence[Row]) -> list[str]
     if machine["emulated_core"] != machine["core"].lower().replace(" ", "-"):
         notes.append(f"{machine['emulated_core']} stands in for {machine['core']}, which this QEMU does not have.")
     if apart:
-        worst = max(apart, key=lambda row: float(row["parity_max_abs_diff"]))
+        worst = max(apart, key=_gap)
         notes.append(
             f"warning: {short_name(worst['model'])}: its outputs on aarch64 differ by "
-            f"{worst['parity_max_abs_diff']:.1e} from this machine's ({len(apart)} of {len(rows)} rows). "
+            f"{_gap(worst):.1e} from this machine's ({len(apart)} of {len(rows)} rows). "
             "Compare its quality on the device."
         )
     else:
@@ -118,6 +119,12 @@ def _table(title: str, headings: Sequence[str]) -> Table:
 
 def _interval(low_s: float, high_s: float) -> str:
     return f"{milliseconds(low_s) if low_s else '0'}-{milliseconds(high_s) if high_s else '0'}"
+
+
+def _gap(row: Row) -> float:
+    """Return how far outputs are apart; infinite where one side is no number."""
+    gap = row["parity_max_abs_diff"]
+    return math.inf if gap is None else float(gap)
 
 
 def _shape(row: Row) -> str:

@@ -23,9 +23,9 @@ from typing import Any, Self
 from toolchain.errors import BenchError, ModelFileError
 
 from .. import runner
-from ..measure import Measurement, Progress, job_of, read_result
+from ..measure import Measurement, Progress, read_result
 from ..plan import BenchPlan
-from .model_files import PIECE_BYTES, file_sha256, files_of
+from .jobs import PIECE_BYTES, file_sha256, portable_job
 from .naming import Address
 
 AGENT = Path(__file__).with_name("agent.py")
@@ -258,20 +258,15 @@ def measure_through_ssh(plan: BenchPlan, address: Address, progress: Progress) -
         BenchError: see `Connection`.
         ModelFileError: a model does not load there.
     """
-    job = job_of(plan)
-    total = job["processes"] * len(job["cases"])
-    seen = iter(range(total + 1))
-    models = [files_of(model.path) for model in plan.models]
-    for case in job["cases"]:
-        for member, model in zip(case["members"], models, strict=True):
-            member["path"] = model.entry
+    portable = portable_job(plan)
+    total = portable.job["processes"] * len(portable.job["cases"])
+    done = iter(range(total + 1))
     with Connection(address) as connection:
         connection.check()
-        for number, model in enumerate(models):
-            progress(0, total, f"sending model {number + 1} of {len(models)}")
-            for path, sha256 in model.files.values():
-                connection.put(path, sha256)
-        files = {name: sha256 for model in models for name, (_, sha256) in model.files.items()}
-        result = connection.run(job, files, lambda text: progress(next(seen, total), total, text))
+        for number, (path, sha256) in enumerate(portable.files.values()):
+            progress(0, total, f"sending file {number + 1} of {len(portable.files)}")
+            connection.put(path, sha256)
+        files = {place: sha256 for place, (_, sha256) in portable.files.items()}
+        result = connection.run(portable.job, files, lambda text: progress(next(done, total), total, text))
     result["machine"]["address"] = str(address)
     return read_result(plan, result)

@@ -8,7 +8,7 @@ product. Other operators are small beside these; those with weights that are not
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import onnx
@@ -89,8 +89,7 @@ def read_workload(model: ModelInterface, feeds: Sequence[Feed]) -> Workload:
 
 def workload_of(graph: onnx.GraphProto, *, name: str) -> Workload:
     """Return the workload of a graph whose shapes are known; `name` is the model's in messages."""
-    shapes = _shapes(graph)
-    constants = _constants(graph)
+    shapes, constants = _Shapes(graph, name), _constants(graph)
     products: list[Product] = []
     unit_steps = node_steps = 0
     left_out: list[str] = []
@@ -101,21 +100,26 @@ def workload_of(graph: onnx.GraphProto, *, name: str) -> Workload:
                 "cycles of those loops are known. Count its instructions with --device qemu:PROFILE, or measure it."
             )
         if node.op_type in GATES:
-            seq_length, batch_size, _ = _known(shapes, node.input[0], 3, name)
-            D, rows, hidden = _known(shapes, node.input[2], 3, name)
-            W = math.prod(_known(shapes, node.input[1], 3, name))
-            products.append(Product(name=f"{node.name} W", rows=seq_length * batch_size, weights=W))
-            recurrent = Product(name=f"{node.name} R", rows=batch_size, weights=rows * hidden, repeats=seq_length)
-            products += [recurrent] * D
-            unit_steps += D * hidden * seq_length * batch_size
+            products += _recurrent_products(node, shapes)
+            seq_length, batch_size, _ = shapes.of(node.input[0], rank=3)
+            D, _, hidden_size = shapes.of(node.input[2], rank=3)
+            unit_steps += D * hidden_size * seq_length * batch_size
             node_steps += D * seq_length
         elif node.op_type in ("MatMul", "Gemm") and node.input[1] in constants:
-            K, N = _known(shapes, node.input[1], 2, name)
-            X = _known(shapes, node.input[0], None, name)
-            products.append(Product(name=node.name, rows=_rows(node, X), weights=K * N))
+            weights = math.prod(shapes.of(node.input[1], rank=2))
+            products.append(Product(name=node.name, rows=_rows(node, shapes.of(node.input[0])), weights=weights))
         elif node.op_type in CONVOLUTIONS | SUBGRAPHS:
             left_out.append(f"{node.op_type} {node.name}".strip())
     return Workload(products=tuple(products), unit_steps=unit_steps, node_steps=node_steps, left_out=tuple(left_out))
+
+
+def _recurrent_products(node: onnx.NodeProto, shapes: _Shapes) -> list[Product]:
+    """Return the input projection, all steps at once, and each direction's product with R, step by step."""
+    seq_length, batch_size, _ = shapes.of(node.input[0], rank=3)
+    D, rows, hidden_size = shapes.of(node.input[2], rank=3)
+    W = math.prod(shapes.of(node.input[1], rank=3))
+    step = Product(name=f"{node.name} R", rows=batch_size, weights=rows * hidden_size, repeats=seq_length)
+    return [Product(name=f"{node.name} W", rows=seq_length * batch_size, weights=W), *[step] * D]
 
 
 def _rows(node: onnx.NodeProto, X: tuple[int, ...]) -> int:
@@ -124,14 +128,28 @@ def _rows(node: onnx.NodeProto, X: tuple[int, ...]) -> int:
     return X[1] if node.op_type == "Gemm" and transposed else math.prod(X[:-1])
 
 
-def _shapes(graph: onnx.GraphProto) -> dict[str, Shape]:
-    values = [*graph.input, *graph.value_info, *graph.output]
-    inferred: dict[str, Shape] = {
-        value.name: [d.dim_value if d.HasField("dim_value") else None for d in value.type.tensor_type.shape.dim]
-        for value in values
-        if value.type.tensor_type.HasField("shape")
-    }
-    return inferred | {tensor.name: list(tensor.dims) for tensor in graph.initializer}
+class _Shapes:
+    """The shapes of a graph's values; `model` is named where one is not known."""
+
+    def __init__(self, graph: onnx.GraphProto, model: str) -> None:
+        self._model = model
+        self._shapes: dict[str, Shape] = {
+            value.name: [d.dim_value if d.HasField("dim_value") else None for d in value.type.tensor_type.shape.dim]
+            for value in (*graph.input, *graph.value_info, *graph.output)
+            if value.type.tensor_type.HasField("shape")
+        }
+        self._shapes |= {tensor.name: list(tensor.dims) for tensor in graph.initializer}
+
+    def of(self, value: str, rank: int | None = None) -> tuple[int, ...]:
+        """Return the shape of a value, of so many axes; raise BenchError where it does not follow from the inputs."""
+        shape = self._shapes.get(value)
+        lengths = tuple(length for length in shape or () if length is not None)
+        if shape is None or len(lengths) != len(shape) or (rank is not None and len(shape) != rank):
+            raise BenchError(
+                f"{self._model}: the shape of {value!r} does not follow from the inputs' ({shape}); expected a known "
+                "one to estimate with. Count its instructions with --device qemu:PROFILE, or measure it."
+            )
+        return lengths
 
 
 def _constants(graph: onnx.GraphProto) -> set[str]:
@@ -142,14 +160,3 @@ def _constants(graph: onnx.GraphProto) -> set[str]:
         if node.op_type == "Constant" or (node.input and all(not name or name in known for name in node.input)):
             known.update(node.output)
     return known
-
-
-def _known(shapes: Mapping[str, Shape], value: str, rank: int | None, name: str) -> tuple[int, ...]:
-    shape = shapes.get(value)
-    lengths = tuple(length for length in shape or () if length is not None)
-    if shape is None or len(lengths) != len(shape) or (rank is not None and len(shape) != rank):
-        raise BenchError(
-            f"{name}: the shape of {value!r} does not follow from the inputs' ({shape}); expected a known one to "
-            "estimate with. Count its instructions with --device qemu:PROFILE, or measure it."
-        )
-    return lengths

@@ -12,7 +12,7 @@ import click
 FILE = click.Path(path_type=Path)
 
 
-def _whole_numbers(ctx: click.Context, param: click.Parameter, value: str) -> tuple[int, ...]:
+def whole_numbers(ctx: click.Context, param: click.Parameter, value: str) -> tuple[int, ...]:
     """Read a comma-separated list of whole numbers, each at least 1; repetitions are dropped."""
     try:
         numbers = tuple(dict.fromkeys(int(part) for part in value.split(",")))
@@ -37,7 +37,7 @@ def _whole_numbers(ctx: click.Context, param: click.Parameter, value: str) -> tu
     default="1,35",
     show_default=True,
     metavar="N[,N…]",
-    callback=_whole_numbers,
+    callback=whole_numbers,
     help="Sequence lengths.",
 )
 @click.option(
@@ -45,7 +45,7 @@ def _whole_numbers(ctx: click.Context, param: click.Parameter, value: str) -> tu
     default="1",
     show_default=True,
     metavar="N[,N…]",
-    callback=_whole_numbers,
+    callback=whole_numbers,
     help="Sequences at once.",
 )
 @click.option(
@@ -53,7 +53,7 @@ def _whole_numbers(ctx: click.Context, param: click.Parameter, value: str) -> tu
     default="1",
     show_default=True,
     metavar="N[,N…]",
-    callback=_whole_numbers,
+    callback=whole_numbers,
     help="Threads per model.",
 )
 @click.option(
@@ -107,8 +107,8 @@ def bench(
         effort=plans.Effort(processes=processes, seconds=seconds, seed=seed),
     )
     if where.method == "measured":
-        _warn_about_cpus(max(threads))
-    with _progress_bar() as progress:
+        warn_about_cpus(max(threads))
+    with progress_bar() as progress:
         result = compare.run_comparison(plan, progress)
     from rich.console import Console
 
@@ -123,7 +123,7 @@ def bench(
         report.write_csv(csv_path, result.rows)
 
 
-def _warn_about_cpus(threads: int) -> None:
+def warn_about_cpus(threads: int) -> None:
     """Warn when the threads, or the programs that already run, need more CPUs than there are."""
     runner = importlib.import_module("toolchain.bench.runner")
     cpus = len(runner.allowed_cpus())
@@ -139,7 +139,7 @@ def _warn_about_cpus(threads: int) -> None:
 
 
 @contextmanager
-def _progress_bar() -> Iterator[Callable[[int, int, str], None]]:
+def progress_bar() -> Iterator[Callable[[int, int, str], None]]:
     """Show progress on stderr. It is drawn between replicates only, so as not to disturb the measurement."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn

@@ -10,14 +10,14 @@ from typing import Any, TypeVar
 
 import click
 
-from toolchain.cli.bench import _progress_bar, _whole_numbers
+from toolchain.cli.bench import progress_bar, warn_about_cpus, whole_numbers
 
 FC = TypeVar("FC", bound=Callable[..., Any])
 PATH = click.Path(path_type=Path)
 
 
 def _numbers(name: str, default: str, text: str) -> Callable[[FC], FC]:
-    return click.option(name, default=default, show_default=True, metavar="N[,N…]", callback=_whole_numbers, help=text)
+    return click.option(name, default=default, show_default=True, metavar="N[,N…]", callback=whole_numbers, help=text)
 
 
 def _module(name: str) -> Any:
@@ -57,8 +57,9 @@ def install(what: str, apt_sources: Path | None) -> None:
 @click.option("--seconds", default=1.0, show_default=True, type=click.FloatRange(0.1, 60), help="Samples per model.")
 def calibrate(seconds: float) -> None:
     """Measure this machine's own profile, `host`, and how far estimates on it are from measurements."""
+    warn_about_cpus(1)
     calibration = _module("devices.calibration")
-    with tempfile.TemporaryDirectory() as folder, _progress_bar() as progress:
+    with tempfile.TemporaryDirectory() as folder, progress_bar() as progress:
         profile, validation = calibration.calibrate(Path(folder), progress, seconds=seconds)
     for line in _module("devices.listing").list_figures(profile):
         click.echo(line)
