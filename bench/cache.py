@@ -1,4 +1,4 @@
-"""Where measurements of this machine are kept between runs: the user's cache folder."""
+"""Where measurements of this machine, and what was fetched for it, are kept between runs: the user's cache folder."""
 
 from __future__ import annotations
 

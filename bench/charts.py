@@ -42,7 +42,7 @@ def charts_of(result: Content, prefix: str) -> list[Chart]:
         prefix: of the charts' ids, unique in the page.
     """
     rows = [row for row in result["rows"] if row.get("samples_s")]
-    colours = {name: number for number, name in enumerate(dict.fromkeys(row["model"] for row in rows))}
+    colours = {name: number for number, name in enumerate(dict.fromkeys(row["model"] for row in result["rows"]))}
     compared = [row for row in rows if not row["is_baseline"]]
     charts = [speedup_chart(compared, colours, f"{prefix}-speedup")] if compared else []
     charts += [

@@ -7,21 +7,26 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from toolchain.errors import BenchError
 from toolchain.interface import ModelInterface
 
 from .costs import ModelCosts, read_costs
-from .measure import Progress, job_of, measure
-from .plan import ONNX_RUNTIME, BenchPlan, Effort, check_device, choose_models, plan_bench, read_interfaces
+from .devices.dispatch import measuring_on, run_unmeasured
+from .devices.naming import Device, resolve_device
+from .measure import Measurement, Progress, job_of
+from .plan import ONNX_RUNTIME, BenchPlan, Effort, choose_models, plan_bench, read_interfaces
 from .real_inputs import read_lengths
 from .repetition import measure_until_precise
 from .report import Context, Row, build_rows
 from .roofline import Roofline, find_roofline
 from .runtimes import check_outputs, check_runtimes
 
+CostsByNumber = Mapping[tuple[int, int], ModelCosts]  # (case, member of the plan's models)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BenchResult:
-    """What was measured, on which machine, and what follows from it.
+    """What was measured, emulated or estimated, on what, and what follows from it.
 
     `layers` holds, for each model, what its layers cost at the longest shape.
     """
@@ -51,7 +56,7 @@ def plan_comparison(
     Args:
         models: files; see `choose_models`.
         baseline: what the speedup is over.
-        device: where to measure.
+        device: where; see `devices.naming`.
         steps: sequence lengths; those of `inputs` come first.
         batches: sequences at once; likewise.
         threads: of each model.
@@ -66,8 +71,7 @@ def plan_comparison(
         BenchError: the device or a runtime is unknown, the inputs do not fit, or the models cannot be compared.
         MissingExtraError: a runtime is not installed.
     """
-    check_device(device)
-    check_runtimes(runtimes)
+    _check_runtimes(resolve_device(device), runtimes)
     read = read_interfaces(choose_models(models, baseline))
     read = tuple(replace(model, name=(names or {}).get(model.path, model.name)) for model in read)
     if inputs is not None:
@@ -81,35 +85,62 @@ def plan_comparison(
 
 
 def run_comparison(plan: BenchPlan, progress: Progress, *, rooflines: str = "skip") -> BenchResult:
-    """Measure a plan and derive its statistics.
+    """Measure, emulate or estimate a plan, as its device says, and derive its statistics.
 
     Args:
         plan: what to measure.
         progress: called as it goes on.
-        rooflines: "cached" holds the result against this machine's peaks, which are measured once and kept; "measure"
-            measures them again; "skip" leaves them out.
+        rooflines: "cached" holds what is measured here against this machine's peaks, which are measured once and kept;
+            "measure" measures them again; "skip" leaves them out.
 
     Raises:
         ModelFileError: ONNX Runtime does not load a model.
-        BenchError: a model fails on its inputs, a runtime computes something else than ONNX Runtime, a worker dies, or
-            this Python runs under emulation.
+        BenchError: a model fails on its inputs, a runtime computes something else than ONNX Runtime, a worker dies,
+            this Python runs under emulation, or the device cannot be used.
     """
-    differences = _compare_outputs(plan)
+    device = resolve_device(plan.device)
     costs = _costs(plan)
+    if not device.is_measured:
+        machine, unmeasured = run_unmeasured(plan, device, costs, progress)
+        return BenchResult(machine=machine, rows=tuple(unmeasured), layers=_layers(plan, costs))
+    differences = _compare_outputs(plan)
     peaks = {
         threads: find_roofline(threads, again=rooflines == "measure")
         for threads in dict.fromkeys(case.threads for case in plan.cases)
-        if rooflines != "skip"
+        if rooflines != "skip" and device.method == "measured"  # another machine has other peaks
     }
-    measurement = measure_until_precise(plan, measure, progress)
-    context = Context(costs=costs, rooflines=peaks, differences=differences)
-    last = len(plan.cases) - 1
+    measurement = measure_until_precise(plan, measuring_on(device), progress)
+    context = Context(method=device.method, costs=costs, rooflines=peaks, differences=differences)
+    return _result(measurement, context)
+
+
+def result_of(measurement: Measurement) -> BenchResult:
+    """Return what follows from a measurement that was made somewhere else."""
+    return _result(measurement, Context(costs=_costs(measurement.plan)))
+
+
+def _result(measurement: Measurement, context: Context) -> BenchResult:
     return BenchResult(
         machine=measurement.machine,
         rows=tuple(build_rows(measurement, context)),
-        layers={model.name: costs[last, member] for member, model in enumerate(plan.models)},
-        rooflines=tuple(peaks.values()),
+        layers=_layers(measurement.plan, context.costs),
+        rooflines=tuple(context.rooflines.values()),
     )
+
+
+def _layers(plan: BenchPlan, costs: CostsByNumber) -> dict[str, ModelCosts]:
+    longest = len(plan.cases) - 1
+    return {model.name: costs[longest, member] for member, model in enumerate(plan.models)}
+
+
+def _check_runtimes(device: Device, runtimes: Sequence[str]) -> None:
+    check_runtimes(runtimes)
+    others = [runtime for runtime in runtimes if runtime != ONNX_RUNTIME]
+    if others and device.method != "measured":
+        raise BenchError(
+            f"device {device.name!r}: is {device.method}, and {others[0]} is measured on this machine only; expected "
+            "ONNX Runtime. Leave out --runtimes."
+        )
 
 
 def _named(model: ModelInterface, runtime: str) -> ModelInterface:
@@ -128,7 +159,7 @@ def _compare_outputs(plan: BenchPlan) -> dict[int, float]:
     }
 
 
-def _costs(plan: BenchPlan) -> dict[tuple[int, int], ModelCosts]:
+def _costs(plan: BenchPlan) -> CostsByNumber:
     """Return what each model costs in each case; shapes alone decide, so equal ones are looked at once."""
     found: dict[tuple[Any, ...], ModelCosts] = {}
     costs = {}

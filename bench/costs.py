@@ -21,10 +21,11 @@ from itertools import islice
 from pathlib import Path
 
 import onnx
-from onnx import TensorProto, helper, shape_inference
+from onnx import TensorProto, helper
 
 from toolchain.axes import constants_of, graphs_of
 from toolchain.graph.costs import QUANTIZED_LSTM
+from toolchain.graph.inference import with_inferred_shapes
 from toolchain.model_file import read_proto
 from toolchain.recurrent import GATES
 
@@ -135,11 +136,7 @@ class _KnownShapes:
     """Shapes and number types of a model's tensors, and which of them are constant."""
 
     def __init__(self, model: onnx.ModelProto, shapes: Mapping[str, Sequence[int]]) -> None:
-        weightless = _without_weights(model, shapes)
-        try:
-            graph = shape_inference.infer_shapes(weightless, data_prop=True).graph
-        except shape_inference.InferenceError:  # one bad node; then only declared shapes are known
-            graph = weightless.graph
+        graph = with_inferred_shapes(_without_weights(model, shapes)).graph
         self._shapes: dict[str, Shape] = {}
         self._types: dict[str, int] = {}
         for value in (*graph.input, *graph.value_info, *graph.output):
@@ -174,7 +171,6 @@ def _without_weights(model: onnx.ModelProto, shapes: Mapping[str, Sequence[int]]
     graph.name = model.graph.name
     graph.node.extend(model.graph.node)
     graph.output.extend(model.graph.output)
-    graph.value_info.extend(value for value in model.graph.value_info if value.name not in shapes)
     dims = {tensor.name: list(tensor.dims) for tensor in model.graph.initializer}
     for node in graph.node:
         if node.op_type == QUANTIZED_LSTM and {node.input[1], node.input[2]} <= dims.keys():

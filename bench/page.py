@@ -10,12 +10,15 @@ from typing import Any
 from toolchain import __version__
 
 from .charts import charts_of, shape_of
+from .devices.naming import MEASURED
+from .devices.showing import headline, unmeasured_cells, unmeasured_notes, unmeasured_warnings
 from .run_charts import TrainingRecord, run_charts
 from .svg import Chart
 from .table import count, milliseconds, significant, times, verdict, warnings
 
 TEMPLATE = "page.html.j2"
 WORD_COLUMNS = frozenset({"model", "shape", "layer", "operator", "verdict", "phase", "neurons of"})  # not numbers
+UNMEASURED_TITLES = {"emulated": "Instructions before and after", "estimated": "Estimated latency"}
 # What is shown of a machine: the key in the result, and what it is called.
 FACTS = (("cpu_model", "processor"), ("cpus", "CPUs"), ("machine", "architecture"), ("os", "system"),
          ("governor", "frequency governor"), ("onnxruntime", "ONNX Runtime"), ("torch", "PyTorch"),
@@ -49,16 +52,34 @@ def _title(sections: Sequence[Mapping[str, Any]]) -> str:
 
 def _bench_section(result: Mapping[str, Any], number: int) -> dict[str, Any]:
     rows = [{**_ABSENT, **row} for row in result["rows"]]
-    measured = [row for row in rows if row.get("samples_s")]
-    charts = charts_of({**result, "rows": rows}, f"bench{number}")
+    told = _measured if rows[0]["method"] in MEASURED else _unmeasured
     return {
         "id": f"bench{number}",
-        "title": "Latency before and after" if len({row["model"] for row in rows}) > 1 else "Latency",
-        "lead": verdict(measured).splitlines() if measured else [],
-        "warnings": list(warnings(measured)) if measured else [],
-        "tables": [*_latency_tables(measured), _model_table(measured)] if measured else [],
-        "charts": charts,
+        **told(result["machine"], rows),
+        "charts": charts_of({**result, "rows": rows}, f"bench{number}"),
         "facts": [(name, str(result["machine"][key])) for key, name in FACTS if result["machine"].get(key) is not None],
+    }
+
+
+def _measured(machine: Mapping[str, Any], rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    several = len({row["model"] for row in rows}) > 1
+    return {
+        "title": "Latency before and after" if several else "Latency",
+        "lead": verdict(rows).splitlines(),
+        "warnings": list(warnings(rows)),
+        "tables": [*_latency_tables(rows), _model_table(rows)],
+    }
+
+
+def _unmeasured(machine: Mapping[str, Any], rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    return {
+        "title": UNMEASURED_TITLES[rows[0]["method"]],
+        "lead": [f"{headline(machine, rows)}.", *unmeasured_notes(machine, rows)],
+        "warnings": unmeasured_warnings(rows),
+        "tables": [
+            {"title": cells.title, "columns": cells.columns, "rows": cells.rows}
+            for cells in unmeasured_cells(rows, shape_of)
+        ],
     }
 
 

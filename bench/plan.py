@@ -15,7 +15,6 @@ from toolchain.axes import BATCH, TIME
 from toolchain.errors import BenchError
 from toolchain.interface import Feed, ModelInterface, plan_feeds, read_interface
 
-DEVICES = ("cpu",)
 ONNX_RUNTIME = "onnxruntime"
 DEFAULT_MODEL, DEFAULT_BASELINE = Path("model.shrunk.onnx"), Path("model.onnx")
 ROUND_S = 0.05  # shorter than most load changes on a shared machine, 10x longer than waking a process takes
@@ -74,12 +73,6 @@ class BenchPlan:
     def streams(self, case: Case, model: ModelInterface) -> bool:
         """Tell whether the model's carried state is fed back from call to call: one step at a time."""
         return case.steps == 1 and bool(model.carried)
-
-
-def check_device(device: str) -> None:
-    """Raise BenchError for a device that does not exist."""
-    if device not in DEVICES:
-        raise BenchError(f"device {device!r}: is not known; expected one of: {', '.join(DEVICES)}.")
 
 
 def choose_models(models: Sequence[Path], baseline: Path | None) -> tuple[Path, ...]:

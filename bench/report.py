@@ -39,11 +39,13 @@ class Context:
     """What rows say besides times.
 
     Attributes:
+        method: how the times came about.
         costs: of a model in a case, by both numbers.
         rooflines: by number of threads.
         differences: of a model's outputs from ONNX Runtime's, where another runtime runs it.
     """
 
+    method: str = "measured"
     costs: Mapping[tuple[int, int], ModelCosts] = field(default_factory=dict)
     rooflines: Mapping[int, Roofline] = field(default_factory=dict)
     differences: Mapping[int, float] = field(default_factory=dict)
@@ -68,7 +70,7 @@ def build_rows(measurement: Measurement, context: Context | None = None) -> list
                     "baseline": plan.models[0].name,
                     "is_baseline": member == 0,
                     "device": plan.device,
-                    "method": "measured",
+                    "method": context.method,
                     **_case_fields(case, streams=plan.streams(case, model)),
                     **latency,
                     **_speedup_fields(speedup),
@@ -147,7 +149,7 @@ def document(
 
 def write_csv(path: Path, rows: Sequence[Row]) -> None:
     """Write the rows without their samples as CSV; the file appears complete or not at all."""
-    table = frame(rows).drop(columns=["samples_s", "rounds"])
+    table = frame(rows).drop(columns=["samples_s", "rounds"], errors="ignore")  # no samples of what was not measured
     write_text(path, table.to_csv(index=False, quoting=csv.QUOTE_MINIMAL))
 
 

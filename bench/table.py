@@ -23,7 +23,7 @@ FEW_PROCESSES = 5  # the most that fewer can say with 95% is min to max of their
 
 def print_report(console: Console, rows: Sequence[Row], *, notes: Sequence[str] = ()) -> None:
     """Print the tables, notes, warnings, and what was found."""
-    for shape, group in groupby(rows, key=_shape):
+    for shape, group in groupby(rows, key=shape_title):
         console.print(latency_table(shape, list(group)))
         console.print()
     console.print(model_table(rows))
@@ -41,7 +41,7 @@ def print_report(console: Console, rows: Sequence[Row], *, notes: Sequence[str] 
 
 def print_stored(console: Console, comparison: Comparison, before: str, after: str) -> None:
     """Print how two stored results differ, row by row."""
-    table = _table(f"{after} against {before}")
+    table = text_table(f"{after} against {before}")
     for heading, width in (("steps x batch", 13), ("A ms", 7), ("B ms", 7), ("speedup", 10), ("95% interval", 14)):
         table.add_column(heading, justify="right", width=width, no_wrap=True)
     for row in comparison.rows:
@@ -62,7 +62,7 @@ def print_stored(console: Console, comparison: Comparison, before: str, after: s
 def latency_table(shape: str, rows: Sequence[Row]) -> Table:
     """Return the rows of one shape: percentiles, throughput, speedup with its interval."""
     unit = "tokens/s" if all(row["reads_tokens"] for row in rows) else "steps/s"
-    table = _table(shape)
+    table = text_table(shape)
     for heading, width in (("p50 ms", 7), ("p90 ms", 7), ("p99 ms", 7), (unit, 8), ("speedup", 10)):
         table.add_column(heading, justify="right", width=width, no_wrap=True)
     table.add_column("95% interval", justify="right", width=12, no_wrap=True)
@@ -78,7 +78,7 @@ def latency_table(shape: str, rows: Sequence[Row]) -> Table:
 
 def model_table(rows: Sequence[Row]) -> Table:
     """Return one line per model: size, and what a fresh process needs until its first answer."""
-    table = _table("each model, in a fresh process")
+    table = text_table("each model, in a fresh process")
     for heading in ("file MB", "parameters", "peak MB", "load ms", "first ms"):
         table.add_column(heading, justify="right", no_wrap=True)
     last = {(row["model"], row["is_baseline"]): row for row in rows}  # the longest shape, where memory peaks
@@ -96,7 +96,7 @@ def model_table(rows: Sequence[Row]) -> Table:
 
 def limit_table(rows: Sequence[Row]) -> Table:
     """Return what one inference multiplies and moves, how fast, and how near that is to what the machine can do."""
-    table = _table("one inference: work, weights read, and the share of this machine's limit")
+    table = text_table("one inference: work, weights read, and the share of this machine's limit")
     for heading in ("steps x batch", "M mult-adds", "MB moved", "GB/s", "GFLOP/s", "limit"):
         table.add_column(heading, justify="right", no_wrap=True)
     units = (("multiply_adds", 1e-6), ("bytes_moved", 1e-6), ("bytes_per_s", 1e-9), ("flops_per_s", 1e-9))
@@ -110,7 +110,8 @@ def limit_table(rows: Sequence[Row]) -> Table:
     return table
 
 
-def _table(title: str) -> Table:
+def text_table(title: str) -> Table:
+    """Return an empty table with a column for models."""
     table = Table(
         box=None, pad_edge=False, padding=(0, 1, 0, 0), title=title, title_justify="left", header_style="bold"
     )
@@ -169,11 +170,20 @@ def next_step(rows: Sequence[Row]) -> str:
     return "Next: narrow the interval with --precision 1%, or make the model smaller."
 
 
-def short_name(name: str) -> str:
-    """Return the file name, shortened in the middle, where model names differ least."""
+def short_name(name: str, width: int = NAME_WIDTH) -> str:
+    """Return the file name in so many characters; what a variant or a runtime adds in brackets stays whole.
+
+    The suffix goes first, then the middle of the file's own name, where names differ least.
+    """
     name = Path(name).name
-    half = (NAME_WIDTH - 1) // 2
-    return name if len(name) <= NAME_WIDTH else f"{name[:half]}…{name[-half:]}"
+    if len(name) <= width:
+        return name
+    file, space, added = name.partition(" (")
+    stem = file.removesuffix(".onnx")
+    left = max(width - len(space + added), 3)
+    if len(stem) > left:
+        stem = f"{stem[: left // 2]}…{stem[len(stem) - (left - 1) // 2 :]}"
+    return stem + space + added
 
 
 def milliseconds(seconds: float) -> str:
@@ -214,7 +224,8 @@ def _steps(row: Row) -> str:
     return text if row["batch"] == 1 else f"{text} x {row['batch']} sequences"
 
 
-def _shape(row: Row) -> str:
+def shape_title(row: Row) -> str:
+    """Return a row's shape in words."""
     threads = "1 thread" if row["threads"] == 1 else f"{row['threads']} threads"
     return f"{_steps(row)}, {threads}" + (", state fed back" if row["state_fed_back"] else "")
 

@@ -121,9 +121,19 @@ def test_both_ends_of_an_interval_have_the_same_decimals():
     assert texts == ["0.95 to 2.10", "8.7 to 21.4", "28 to 33"]
 
 
-def test_a_long_name_keeps_both_ends():
-    assert table.short_name("runs/a-very-long-name-of-a-model.shrunk.onnx") == "a-very-lo…runk.onnx"
-    assert table.short_name("runs/model.shrunk.onnx") == "model.shrunk.onnx"
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("runs/model.shrunk.onnx", "model.shrunk.onnx"),
+        ("runs/a-very-long-name-of-a-model.shrunk.onnx", "a-very-lon…el.shrunk"),
+        ("runs/model.onnx (shrunk-int8)", "model (shrunk-int8)"),
+        ("model.shrunk.onnx (openvino)", "mode…runk (openvino)"),
+        ("model.shrunk.onnx (torch-compile)", "mo…k (torch-compile)"),
+    ],
+)
+def test_a_long_name_keeps_both_ends_and_what_was_added(name, shown):
+    assert table.short_name(name) == shown
+    assert len(shown) <= table.NAME_WIDTH
 
 
 def test_the_baseline_is_1x_itself_and_not_significant():

@@ -130,7 +130,7 @@ def interface_of(path: Path, model: onnx.ModelProto) -> ModelInterface:
     return ModelInterface(
         name=str(path),
         path=path,
-        file_bytes=path.stat().st_size + sum(_external_files(path, model).values()),
+        file_bytes=path.stat().st_size + sum(external_files(path, model).values()),
         parameters=sum(_parameters(model.graph)),
         inputs=tuple(
             ModelInput(
@@ -199,7 +199,7 @@ def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
         yield from (attribute.t for attribute in node.attribute if attribute.HasField("t"))
 
 
-def _external_files(path: Path, model: onnx.ModelProto) -> dict[str, int]:
+def external_files(path: Path, model: onnx.ModelProto) -> dict[str, int]:
     """Return the size in bytes of each file that holds weights outside the model file."""
     locations = {
         entry.value for tensor in _tensors(model.graph) for entry in tensor.external_data if entry.key == "location"

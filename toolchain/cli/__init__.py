@@ -22,10 +22,17 @@ _COMMANDS = {
     "shrink": ("toolchain.cli.shrink:shrink", "Rewrite an ONNX model with smaller recurrent tensors."),
     "bench": ("toolchain.cli.bench:bench", "Measure models in ONNX Runtime against a baseline."),
     "bench compare": ("toolchain.cli.bench_compare:compare", "Compare two stored results of the same machine."),
+    "bench bundle": ("toolchain.cli.bench_bundle:bundle", "Write a folder that a device without ssh measures."),
+    "bench merge": ("toolchain.cli.bench_bundle:merge", "Read what a device measured with such a folder."),
     "bench table": (
         "toolchain.cli.bench_table:table",
         "Measure recurrent kernels; write a table that predicts latency.",
     ),
+    "bench calibrate": (
+        "toolchain.cli.bench_calibrate:calibrate",
+        "Measure this machine's profile, and the error of estimates on it.",
+    ),
+    "devices": ("toolchain.cli.devices:devices", "List what to bench on, and what is missing for it."),
     "report": ("toolchain.cli.report:report", "Write training runs and bench results as one HTML page."),
 }
 

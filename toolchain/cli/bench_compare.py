@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from toolchain.cli.bench import FILE, ratio
+from toolchain.cli.bench_options import FILE, ratio
 from toolchain.cli.json_file import write_json
 
 

@@ -8,7 +8,8 @@ from typing import Any
 
 import click
 
-from toolchain.cli.bench import FILE, progress_bar, whole_numbers, words
+from toolchain.cli.bench_options import FILE, whole_numbers, words
+from toolchain.cli.measuring import progress_bar
 
 
 @click.command()
