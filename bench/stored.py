@@ -78,8 +78,9 @@ def compare_stored(before: StoredResult, after: StoredResult, *, seed: int = 0) 
     """Compare the rows that two results have in common.
 
     Raises:
-        BenchError: they come from different machines, or have no measured row in common.
+        BenchError: one was not measured, they come from different machines, or have no row in common.
     """
+    _check_measured(before, after)
     _check_machines(before, after)
     known = {_key(row): row for row in reversed(before.rows) if row.get("samples_s")}
     others = {_key(row): row for row in reversed(after.rows) if row.get("samples_s")}
@@ -107,6 +108,15 @@ def rounds_of(row: Row) -> list[Process]:
         np.split(np.asarray(samples, dtype=np.float64), np.cumsum(lengths)[:-1])
         for samples, lengths in zip(row["samples_s"], row["rounds"], strict=True)
     ]
+
+
+def _check_measured(before: StoredResult, after: StoredResult) -> None:
+    for result in (before, after):
+        if not any(row.get("samples_s") for row in result.rows):
+            raise BenchError(
+                f"{result.path}: its rows are {result.rows[0]['method']} and hold no samples; expected measured ones, "
+                "because a ratio of anything else is no speedup. Measure with --device cpu or ssh://user@host."
+            )
 
 
 def _check_machines(before: StoredResult, after: StoredResult) -> None:

@@ -96,8 +96,10 @@ def model_table(rows: Sequence[Row]) -> Table:
 
 def limit_table(rows: Sequence[Row]) -> Table:
     """Return what one inference multiplies and moves, how fast, and how near that is to what the machine can do."""
-    table = text_table("one inference: work, weights read, and the share of this machine's limit")
-    for heading in ("steps x batch", "M mult-adds", "MB moved", "GB/s", "GFLOP/s", "limit"):
+    limited = any(row["limit_share"] is not None for row in rows)
+    share = ", and the share of this machine's limit" if limited else ""
+    table = text_table(f"one inference: work and weights read{share}")
+    for heading in ("steps x batch", "M mult-adds", "MB moved", "GB/s", "GFLOP/s", *(("limit",) if limited else ())):
         table.add_column(heading, justify="right", no_wrap=True)
     units = (("multiply_adds", 1e-6), ("bytes_moved", 1e-6), ("bytes_per_s", 1e-9), ("flops_per_s", 1e-9))
     for row in rows:
@@ -105,7 +107,7 @@ def limit_table(rows: Sequence[Row]) -> Table:
             short_name(row["model"]),
             f"{row['steps']} x {row['batch']}",
             *("-" if row[key] is None else significant(row[key] * unit, digits=3) for key, unit in units),
-            "-" if row["limit_share"] is None else f"{row['limit_share']:.0%}",
+            *(("-" if row["limit_share"] is None else f"{row['limit_share']:.0%}",) if limited else ()),
         )
     return table
 
@@ -171,14 +173,15 @@ def next_step(rows: Sequence[Row]) -> str:
 
 
 def short_name(name: str, width: int = NAME_WIDTH) -> str:
-    """Return the file name in so many characters; what a variant or a runtime adds in brackets stays whole.
+    """Return the end of a path in so many characters: with the folders that fit, because runs share file names.
 
-    The suffix goes first, then the middle of the file's own name, where names differ least.
+    A file name that is too long loses its suffix, then its middle; what a variant or a runtime adds in brackets stays.
     """
-    name = Path(name).name
-    if len(name) <= width:
-        return name
-    file, space, added = name.partition(" (")
+    parts = Path(name).parts
+    for first in range(len(parts)):
+        if len(whole := str(Path(*parts[first:]))) <= width:
+            return whole
+    file, space, added = parts[-1].partition(" (")
     stem = file.removesuffix(".onnx")
     left = max(width - len(space + added), 3)
     if len(stem) > left:

@@ -192,11 +192,21 @@ def test_commands_of_two_words_do_not_take_the_place_of_models(folder):
     for arguments, text in (
         (["bench", "compare", "--help"], "Usage: cli bench compare [OPTIONS] A.json B.json"),
         (["bench", "table", "--help"], "Usage: cli bench table [OPTIONS]"),
+        (["bench", "bundle", "--help"], "Usage: cli bench bundle [OPTIONS] FOLDER [MODEL]..."),
+        (["bench", "merge", "--help"], "Usage: cli bench merge [OPTIONS] FOLDER"),
+        (["bench", "calibrate", "--help"], "Usage: cli bench calibrate [OPTIONS]"),
         (["bench", "--help"], "Usage: cli bench [OPTIONS] [MODEL]..."),
     ):
         assert text in CliRunner().invoke(cli, arguments).output
     assert type(bench("./compare").exception) is ModelFileError
     assert type(bench("model", "compare").exception) is ModelFileError
+
+
+def test_the_first_lines_of_the_help_show_the_three_stages_below_each_other():
+    lines = CliRunner().invoke(cli, ["--help"]).output.splitlines()
+    assert [line.split()[:2] for line in lines if "->" in line] == [
+        ["toolchain", "train"], ["toolchain", "shrink"], ["toolchain", "bench"]
+    ]  # fmt: skip
 
 
 def test_more_threads_than_cpus_are_warned_about(folder):

@@ -124,14 +124,15 @@ def test_both_ends_of_an_interval_have_the_same_decimals():
 @pytest.mark.parametrize(
     ("name", "shown"),
     [
-        ("runs/model.shrunk.onnx", "model.shrunk.onnx"),
+        ("long-runs/model.shrunk.onnx", "model.shrunk.onnx"),
+        ("/home/me/runs/a/model.onnx", "me/runs/a/model.onnx"),
         ("runs/a-very-long-name-of-a-model.shrunk.onnx", "a-very-lon…el.shrunk"),
         ("runs/model.onnx (shrunk-int8)", "model (shrunk-int8)"),
         ("model.shrunk.onnx (openvino)", "mode…runk (openvino)"),
         ("model.shrunk.onnx (torch-compile)", "mo…k (torch-compile)"),
     ],
 )
-def test_a_long_name_keeps_both_ends_and_what_was_added(name, shown):
+def test_a_long_name_keeps_its_ends_the_folders_that_fit_and_what_was_added(name, shown):
     assert table.short_name(name) == shown
     assert len(shown) <= table.NAME_WIDTH
 

@@ -27,7 +27,7 @@ MISSING = sysroot.missing_tools()
 @pytest.fixture(scope="module")
 def installed():
     if MISSING:
-        pytest.skip(f"no emulator: {MISSING[0]}")
+        pytest.skip(f"no emulator: {MISSING}")
     found = sysroot.find_sysroot()
     if found is None:
         try:
@@ -58,7 +58,7 @@ def test_a_shrunk_model_answers_on_aarch64_as_it_does_here_with_fewer_instructio
     result = CliRunner().invoke(cli, ["bench", "--device", "qemu:rpi4", "--steps", "1,10", "--json", "r.json"])
     assert result.exit_code == 0, result.output
     assert result.output.startswith("emulated: Raspberry Pi 4 Model B, one Cortex-A72 core\n")
-    assert "Outputs on aarch64 equal this machine's." in result.output
+    assert "Outputs on aarch64 are this machine's, to rounding." in result.output
     document = json.loads((tmp_path / "r.json").read_text())
     assert document["machine"]["machine"] == "aarch64"
     assert document["machine"]["emulated_core"] == "cortex-a72"
@@ -72,6 +72,19 @@ def test_a_shrunk_model_answers_on_aarch64_as_it_does_here_with_fewer_instructio
     for baseline, shrunk in (document["rows"][:2], document["rows"][2:]):
         assert shrunk["instructions"] < baseline["instructions"]
         assert shrunk["instruction_ratio"] == baseline["instructions"] / shrunk["instructions"]
+
+
+def test_real_inputs_are_what_the_emulated_model_is_fed(installed, tmp_path):
+    path = bench_models.lstm(tmp_path / "m.onnx", hidden=8)
+    values = np.full((3, 1, 4), 0.25, np.float32)
+    np.savez(tmp_path / "real.npz", X=values)
+    asked = replace(plan([path], steps=(3,)), inputs=tmp_path / "real.npz")
+    member = emulation.job_of(asked)["cases"][0]["members"][0]
+    order = emulation._member(member, 0, threads=1, seed=0, folder=tmp_path)
+    with np.load(order["feeds"]) as stored:
+        np.testing.assert_array_equal(stored["X"], values)
+    (row,) = emulation.emulate(asked, find_profile("rpi4"), installed, quiet)[1]
+    assert row["parity_max_abs_diff"] <= 1e-6
 
 
 def test_counts_repeat_within_a_percent(installed, tmp_path):
@@ -150,13 +163,18 @@ def test_without_the_packages_the_command_that_fetches_them_is_named(tmp_path, m
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     path = bench_models.lstm(tmp_path / "m.onnx")
     result = CliRunner().invoke(cli, ["bench", str(path), "--device", "qemu:rpi4"])
-    assert "the aarch64 Python is not installed for this ONNX Runtime" in str(result.exception)
-    assert "Run `toolchain devices install qemu`." in str(result.exception)
+    assert str(result.exception).startswith("device 'qemu:rpi4': cannot be emulated yet; expected QEMU, and an aarch64")
+    assert "toolchain devices install qemu`." in str(result.exception)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    result = CliRunner().invoke(cli, ["bench", str(path), "--device", "qemu:rpi4"])
+    assert str(result.exception).endswith(
+        "Run `apt-get install --no-install-recommends qemu-user gcc libc6-dev && toolchain devices install qemu`."
+    )
 
 
 def test_sources_without_arm64_leave_nothing_half_installed(tmp_path, monkeypatch):
     if MISSING:
-        pytest.skip(f"no emulator: {MISSING[0]}")
+        pytest.skip(f"no emulator: {MISSING}")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     (tmp_path / "none.list").write_text("")
     result = CliRunner().invoke(cli, ["devices", "install", "qemu", "--apt-sources", str(tmp_path / "none.list")])
@@ -203,11 +221,11 @@ def test_outputs_that_differ_are_warned_of_and_stored_without_infinity(tmp_path)
         with (console := Console(width=200)).capture() as printed:
             showing.print_unmeasured(console, machine, rows)
         assert text in printed.get()
-        assert "Outputs on aarch64 equal" not in printed.get()
+        assert "Outputs on aarch64 are" not in printed.get()
         report.write_json(tmp_path / "r.json", machine, rows)
     with (console := Console(width=200)).capture() as printed:
         showing.print_unmeasured(console, machine, [{**row, "parity_max_abs_diff": 9e-6}])
-    assert "Outputs on aarch64 equal" in printed.get()
+    assert "Outputs on aarch64 are" in printed.get()
 
 
 def test_an_infinite_difference_is_none_in_the_row(tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import bench_models
+import numpy as np
 import pytest
 from click.testing import CliRunner
 from onnx import TensorProto, helper
@@ -194,6 +195,63 @@ def test_estimated_rows_hold_an_interval_and_no_measured_time(folder):
     assert shrunk["ratio_low"] == pytest.approx(baseline["low_s"] / shrunk["high_s"])
     assert shrunk["ratio_high"] == pytest.approx(baseline["high_s"] / shrunk["low_s"])
     assert len((folder / "r.csv").read_text().splitlines()) == 3
+
+
+def bench(*arguments):
+    return CliRunner().invoke(cli, ["bench", "--device", "rpi4", *arguments])
+
+
+def test_an_estimate_is_shown_with_its_method_in_every_output(folder):
+    files = ["--json", "r.json", "--markdown", "r.md", "--html", "r.html"]
+    assert bench("--steps", "35", *files).exit_code == 0
+    row = json.loads((folder / "r.json").read_text())["rows"][1]
+    ratio = f"{row['ratio_low']:.1f} to {row['ratio_high']:.1f}"
+    markdown, page = (folder / "r.md").read_text(), (folder / "r.html").read_text()
+    assert "**35 steps, 1 thread, rpi4 (estimated)**" in markdown
+    assert [line.split(" | ")[0] for line in markdown.splitlines() if line.endswith(f"{ratio} |")] == [
+        "| model.shrunk.onnx"
+    ]
+    assert f"<td>{ratio}</td>" in page
+    for text in (markdown, page):
+        assert "estimated: Raspberry Pi 4 Model B, one Cortex-A72 core" in text
+        assert "Never checked on this machine" in text
+        assert "p50" not in text
+    assert 'id="bench0-layers-t"' in page
+    result = CliRunner().invoke(cli, ["report", "r.json", "-o", "again.html"])
+    assert result.exit_code == 0, result.output
+    assert (folder / "again.html").read_text() == page
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--fail-below", "2x"], "--fail-below: device 'rpi4' is estimated, which gives no speedup; expected a device "
+         "that is measured, cpu or ssh://user@host. Leave --fail-below out, or measure."),
+        (["--precision", "2%"], "--precision: device 'rpi4' is estimated, which gives no speedup; expected a device "
+         "that is measured, cpu or ssh://user@host. Leave --precision out, or measure."),
+        (["--runtimes", "onnxruntime,torch"], "device 'rpi4': is estimated, and torch is measured on this machine "
+         "only; expected ONNX Runtime. Leave out --runtimes."),
+    ],
+)  # fmt: skip
+def test_what_only_a_measurement_answers_is_refused(folder, arguments, message):
+    assert str(bench(*arguments).exception) == message
+
+
+def test_an_estimate_is_not_compared_with_a_later_one(folder):
+    assert bench("--json", "r.json").exit_code == 0
+    result = CliRunner().invoke(cli, ["bench", "compare", "r.json", "r.json"])
+    assert str(result.exception) == (
+        "r.json: its rows are estimated and hold no samples; expected measured ones, because a ratio of anything else "
+        "is no speedup. Measure with --device cpu or ssh://user@host."
+    )
+
+
+def test_real_inputs_decide_the_shape_of_an_estimate(folder):
+    np.savez("real.npz", X=np.ones((7, 2, 4), np.float32))
+    assert bench("--inputs", "real.npz", "--json", "r.json").exit_code == 0
+    rows = json.loads((folder / "r.json").read_text())["rows"]
+    assert {(row["steps"], row["batch"]) for row in rows} == {(7, 2)}
+    assert rows[1]["bytes_moved"] == 4 * 8 * (4 + 7 * 8) * 4
 
 
 def test_several_threads_are_not_estimated(folder):

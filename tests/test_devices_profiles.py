@@ -150,13 +150,13 @@ def test_the_list_names_every_device_and_every_source(monkeypatch):
 
 
 def test_what_is_missing_is_listed_with_the_command_that_installs_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setenv("PATH", str(tmp_path))
     output = CliRunner().invoke(cli, ["devices"]).output
-    assert "apt-get install --no-install-recommends qemu-user" in output
-    assert "apt-get install --no-install-recommends gcc" in output
+    assert "apt-get install --no-install-recommends qemu-user gcc libc6-dev && toolchain devices install qemu" in output
     assert "apt-get install openssh-client" in output
     result = CliRunner().invoke(cli, ["devices", "install", "qemu"], catch_exceptions=True)
     assert str(result.exception) == (
         "device 'qemu': this machine lacks a tool; expected QEMU and a C compiler. Run `apt-get install "
-        "--no-install-recommends qemu-user`."
+        "--no-install-recommends qemu-user gcc libc6-dev`."
     )

@@ -15,7 +15,7 @@ from .calibration import read_validation
 from .estimation import estimate_plan
 from .naming import Device
 from .ssh import measure_through_ssh
-from .sysroot import find_sysroot
+from .sysroot import find_sysroot, missing_for_emulation
 
 
 def measuring_on(device: Device) -> Callable[[BenchPlan, Progress], Measurement]:
@@ -48,11 +48,11 @@ def run_unmeasured(
         return {**described, "validation": read_validation()}, estimate_plan(plan, profile, costs)
     from .emulation import emulate  # opens ONNX Runtime in this process, which nothing else here needs
 
-    sysroot = find_sysroot()
-    if sysroot is None:
+    missing, sysroot = missing_for_emulation(), find_sysroot()
+    if missing is not None or sysroot is None:
         raise BenchError(
-            f"device {plan.device!r}: the aarch64 Python is not installed for this ONNX Runtime; expected it in the "
-            "cache folder (190 MB, fetched by apt and pip). Run `toolchain devices install qemu`."
+            f"device {plan.device!r}: cannot be emulated yet; expected QEMU, and an aarch64 Python with this ONNX "
+            f"Runtime in the cache folder (190 MB, fetched by apt and pip). Run `{missing}`."
         )
     ran, rows = emulate(plan, profile, sysroot, progress)
     return {**described, **ran}, rows

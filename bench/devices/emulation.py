@@ -30,7 +30,7 @@ from ..measure import Progress, job_of
 from ..plan import BenchPlan, Case
 from .guest import PARITY_CALLS
 from .profiles import Profile
-from .sysroot import INSTALL_QEMU, QEMU, Sysroot, emulated_cores
+from .sysroot import APT_INSTALL, QEMU, Sysroot, emulated_cores
 
 Row = dict[str, Any]
 Feeds = dict[str, npt.NDArray[Any]]
@@ -130,7 +130,7 @@ def _run_guest(members: Sequence[Row], profile: Profile, sysroot: Sysroot, folde
             check=False,
         )
     except FileNotFoundError as error:
-        raise BenchError(f"{QEMU}: is not installed; expected it on PATH. Run `{INSTALL_QEMU}`.") from error
+        raise BenchError(f"{QEMU}: is not installed; expected it on PATH. Run `{APT_INSTALL} qemu-user`.") from error
     except subprocess.TimeoutExpired as error:
         raise BenchError(f"{QEMU}: no end after {timeout_s:g} s; expected less. Use fewer --steps.") from error
     if done.returncode != 0 or not results.is_file():

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from .. import runner
 from .naming import resolve_device
 from .profiles import Figure, Profile, profile_files, read_profile, user_folder
-from .sysroot import emulated_cores, find_sysroot, missing_tools
+from .sysroot import QEMU, emulated_cores, missing_for_emulation, missing_tools
 
 
 def list_devices() -> Iterator[str]:
@@ -20,12 +20,12 @@ def list_devices() -> Iterator[str]:
     ssh = "usable" if shutil.which("ssh") else "apt-get install openssh-client"
     yield _line("cpu", "measured", here)
     yield _line("ssh://[user@]host[:port]", "measured-ssh", ssh)
-    yield _line("qemu:PROFILE", "emulated", _emulation())
+    yield _line("qemu:PROFILE", "emulated", missing_for_emulation() or "usable")
     yield _line("PROFILE", "estimated", "usable")
     arm = resolve_device("arm")
     yield _line("arm", arm.method, (arm.note or "").removeprefix("device arm: "))
     yield ""
-    cores = emulated_cores() if not missing_tools() else frozenset()
+    cores = emulated_cores() if missing_tools([QEMU]) is None else frozenset()
     for path in profile_files().values():
         profile = read_profile(path)
         if cores and profile.emulate_as not in cores:
@@ -44,12 +44,6 @@ def list_figures(profile: Profile) -> Iterator[str]:
     for level in profile.levels:
         if level.bandwidth_gb_s is None and level is not profile.levels[0]:
             yield f"  {level.name + ' bandwidth_gb_s':<22} {'not known':<18} no slower than what lies behind it"
-
-
-def _emulation() -> str:
-    if missing := missing_tools():
-        return " && ".join(missing)
-    return "usable" if find_sysroot() is not None else "toolchain devices install qemu"
 
 
 def _line(name: str, method: str, now: str) -> str:

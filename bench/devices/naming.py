@@ -18,7 +18,7 @@ from toolchain.errors import BenchError
 
 from .. import runner
 from .profiles import Profile, find_profile, profile_files
-from .sysroot import emulated_cores, find_sysroot, missing_tools
+from .sysroot import emulated_cores, missing_for_emulation
 
 Method = Literal["measured", "measured-ssh", "emulated", "estimated"]
 MEASURED: frozenset[Method] = frozenset({"measured", "measured-ssh"})
@@ -105,10 +105,12 @@ def _best_arm() -> Device:
         return Device(name="arm", method="measured", note="device arm: this machine is aarch64, measured here")
     profile = find_profile(DEFAULT_PROFILE)
     title = f"{profile.name} ({profile.title})"
-    if not missing_tools() and find_sysroot() is not None and profile.emulate_as in emulated_cores():
+    missing = missing_for_emulation()
+    if missing is None and profile.emulate_as in emulated_cores():
         note = (
             f"device arm: emulated as qemu:{title}; instructions and parity, no time. For time: --device {profile.name}"
         )
         return Device(name="arm", method="emulated", profile=profile, note=note)
-    note = f"device arm: estimated as {title}. To run aarch64 code: `toolchain devices install qemu`"
+    remedy = missing or "install a newer qemu-user"
+    note = f"device arm: estimated as {title}. To run aarch64 code: `{remedy}`"
     return Device(name="arm", method="estimated", profile=profile, note=note)

@@ -119,7 +119,7 @@ def _emulated_notes(machine: Mapping[str, Any], rows: Sequence[Row]) -> list[str
     if machine["emulated_core"] != machine["core"].lower().replace(" ", "-"):
         notes.append(f"{machine['emulated_core']} stands in for {machine['core']}, which this QEMU does not have.")
     if not _apart(rows):
-        notes.append("Outputs on aarch64 equal this machine's.")
+        notes.append("Outputs on aarch64 are this machine's, to rounding.")
     return notes
 
 

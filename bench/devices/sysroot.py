@@ -33,7 +33,8 @@ from ..cache import cache_folder
 from .profiles import Profile
 
 QEMU = "qemu-aarch64"
-INSTALL_QEMU = "apt-get install --no-install-recommends qemu-user"
+TOOLS = {QEMU: ("qemu-user",), "gcc": ("gcc", "libc6-dev")}  # program -> Debian packages; gcc builds the plugin
+APT_INSTALL = "apt-get install --no-install-recommends"
 PACKAGES = ("python3-minimal", "libpython3-stdlib", "libstdc++6")  # apt adds what they depend on
 PLUGIN_SOURCE = Path(__file__).with_name("count.c")
 MODERN_PLUGINS = 9  # the QEMU that dropped version 1 of the plugin interface
@@ -100,14 +101,17 @@ def find_sysroot() -> Sysroot | None:
     return Sysroot(folder=folder, onnxruntime=version) if (folder / "manifest.json").is_file() else None
 
 
-def missing_tools() -> tuple[str, ...]:
-    """Return what has to be installed on this machine first, as commands."""
-    missing = []
-    if shutil.which(QEMU) is None:
-        missing.append(INSTALL_QEMU)
-    if shutil.which("gcc") is None:
-        missing.append("apt-get install --no-install-recommends gcc libc6-dev")
-    return tuple(missing)
+def missing_tools(programs: Sequence[str] = tuple(TOOLS)) -> str | None:
+    """Return the command that installs what this machine lacks of these programs; None where it lacks nothing."""
+    packages = [package for program in programs if shutil.which(program) is None for package in TOOLS[program]]
+    return f"{APT_INSTALL} {' '.join(packages)}" if packages else None
+
+
+def missing_for_emulation() -> str | None:
+    """Return all that has to be run before `qemu:` works, as one command line; None where it works."""
+    if find_sysroot() is not None:
+        return missing_tools([QEMU])
+    return " && ".join(filter(None, (missing_tools(), "toolchain devices install qemu")))
 
 
 def install_sysroot(say: Callable[[str], None], *, sources: Path | None = None) -> Sysroot:
@@ -120,10 +124,8 @@ def install_sysroot(say: Callable[[str], None], *, sources: Path | None = None) 
     Raises:
         BenchError: a tool is missing, or a package cannot be fetched.
     """
-    if missing := missing_tools():
-        raise BenchError(
-            f"device 'qemu': this machine lacks a tool; expected QEMU and a C compiler. Run `{missing[0]}`."
-        )
+    if (missing := missing_tools()) is not None:
+        raise BenchError(f"device 'qemu': this machine lacks a tool; expected QEMU and a C compiler. Run `{missing}`.")
     version = importlib.metadata.version("onnxruntime")
     folder = cache_folder() / f"aarch64-onnxruntime-{version}"
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -159,7 +161,9 @@ def qemu_version() -> int:
     text = _run([QEMU, "--version"], QEMU)
     found = re.search(r"version (\d+)\.", text)
     if found is None:
-        raise BenchError(f"{QEMU}: says {text[:60]!r}; expected its version. Install it again: `{INSTALL_QEMU}`.")
+        raise BenchError(
+            f"{QEMU}: says {text[:60]!r}; expected its version. Install it again: `{APT_INSTALL} qemu-user`."
+        )
     return int(found[1])
 
 

@@ -70,13 +70,13 @@ class LazyGroup(click.Group):
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="toolchain")
 def cli() -> None:
-    r"""Make recurrent networks (LSTM, GRU, RNN) small and fast where they are deployed.
+    """Make recurrent networks (LSTM, GRU, RNN) small and fast where they are deployed.
 
     \b
     toolchain train                  -> model.onnx
     toolchain shrink model.onnx      -> model.shrunk.onnx, proven equal to model.onnx
     toolchain bench --device cpu     -> model.shrunk.onnx against model.onnx
-    """
+    """  # noqa: D301  (in a raw string click would not see its backspace)
 
 
 def main() -> None:

@@ -59,7 +59,8 @@ def _positive(
 
 WHAT_TO_RUN = (
     click.argument("models", nargs=-1, metavar="[MODEL]...", type=FILE),
-    click.option("--baseline", type=FILE, help="What the speedup is over.  [default: see below]"),
+    click.option("--baseline", type=FILE,
+                 help="What the speedup is over.  [default: x.onnx for x.shrunk.onnx, else the first MODEL]"),
     click.option("--steps", default=DEFAULT_STEPS, show_default=True, metavar="N[,N…]", callback=whole_numbers,
                  help="Sequence lengths."),
     click.option("--batch", default=DEFAULT_BATCH, show_default=True, metavar="N[,N…]", callback=whole_numbers,
