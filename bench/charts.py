@@ -63,7 +63,7 @@ def charts_of(result: Content, prefix: str) -> list[Chart]:
     return charts
 
 
-def shape_of(row: Row) -> str:
+def shape_of(row: Mapping[str, Any]) -> str:
     """Return a row's shape, device and method in words."""
     steps = "1 step" if row["steps"] == 1 else f"{row['steps']} steps"
     sequences = "" if row["batch"] == 1 else f" × {row['batch']} sequences"

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 from toolchain import __version__
 
+from .cells import latency_cells, model_cells
 from .charts import charts_of, shape_of
 from .devices.naming import MEASURED
 from .devices.showing import headline, unmeasured_cells, unmeasured_notes, unmeasured_warnings
 from .run_charts import TrainingRecord, run_charts
 from .svg import Chart
-from .table import count, milliseconds, significant, times, verdict, warnings
+from .table import verdict, warnings
 
 TEMPLATE = "page.html.j2"
 WORD_COLUMNS = frozenset({"model", "shape", "layer", "operator", "verdict", "phase", "neurons of"})  # not numbers
@@ -67,7 +67,7 @@ def _measured(machine: Mapping[str, Any], rows: Sequence[dict[str, Any]]) -> dic
         "title": "Latency before and after" if several else "Latency",
         "lead": verdict(rows).splitlines(),
         "warnings": list(warnings(rows)),
-        "tables": [*_latency_tables(rows), _model_table(rows)],
+        "tables": [*latency_cells(rows, shape_of), model_cells(rows)],
     }
 
 
@@ -76,10 +76,7 @@ def _unmeasured(machine: Mapping[str, Any], rows: Sequence[dict[str, Any]]) -> d
         "title": UNMEASURED_TITLES[rows[0]["method"]],
         "lead": [f"{headline(machine, rows)}.", *unmeasured_notes(machine, rows)],
         "warnings": unmeasured_warnings(rows),
-        "tables": [
-            {"title": cells.title, "columns": cells.columns, "rows": cells.rows}
-            for cells in unmeasured_cells(rows, shape_of)
-        ],
+        "tables": list(unmeasured_cells(rows, shape_of)),
     }
 
 
@@ -88,53 +85,6 @@ _ABSENT: dict[str, Any] = {
     "precision": 0.0, "precision_asked": None, "multiply_adds": None, "bytes_moved": None, "bytes_per_s": None,
     "flops_per_s": None, "limit_share": None,
 }  # fmt: skip
-
-
-def _latency_tables(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    unit = "tokens/s" if all(row["reads_tokens"] for row in rows) else "steps/s"
-    heads = ("model", "p50 ms", "p90 ms", "p99 ms", "mean ms", unit, "speedup", "95% interval")
-    return [
-        {
-            "title": shape,
-            "columns": heads,
-            "rows": [
-                (
-                    row["model"],
-                    *(milliseconds(row[key]) for key in ("p50_s", "p90_s", "p99_s", "mean_s")),
-                    count(row["tokens_per_s"]),
-                    *_speedup(row),
-                )
-                for row in group
-            ],
-        }
-        for shape, group in groupby(rows, key=lambda row: shape_of(dict(row)))
-    ]
-
-
-def _speedup(row: Mapping[str, Any]) -> tuple[str, str]:
-    if row["is_baseline"]:
-        return "baseline", ""
-    mark = "" if row["significant"] else " (not significant)"
-    return f"{times(row['speedup'])}{mark}", f"{times(row['speedup_low'])[:-1]} to {times(row['speedup_high'])[:-1]}"
-
-
-def _model_table(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    last = {row["model"]: row for row in rows}
-    return {
-        "title": "Each model, in a fresh process",
-        "columns": ("model", "file MB", "parameters", "peak memory MB", "load ms", "first inference ms"),
-        "rows": [
-            (
-                row["model"],
-                significant(row["file_bytes"] / 1e6, digits=3),
-                f"{row['parameters']:,}",
-                f"{row['peak_rss_bytes'] / 1e6:.0f}",
-                milliseconds(row["load_s"]),
-                milliseconds(row["first_s"]),
-            )
-            for row in last.values()
-        ],
-    }
 
 
 def _run_section(run: TrainingRecord, number: int) -> dict[str, Any]:

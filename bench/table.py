@@ -6,9 +6,10 @@ Rounding happens here and nowhere else.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -222,12 +223,12 @@ def _names(rows: Sequence[Row]) -> list[str]:
     return list(dict.fromkeys(row["model"] for row in rows))
 
 
-def _steps(row: Row) -> str:
+def _steps(row: Mapping[str, Any]) -> str:
     text = "1 step" if row["steps"] == 1 else f"{row['steps']} steps"
     return text if row["batch"] == 1 else f"{text} x {row['batch']} sequences"
 
 
-def shape_title(row: Row) -> str:
+def shape_title(row: Mapping[str, Any]) -> str:
     """Return a row's shape in words."""
     threads = "1 thread" if row["threads"] == 1 else f"{row['threads']} threads"
     return f"{_steps(row)}, {threads}" + (", state fed back" if row["state_fed_back"] else "")

@@ -202,9 +202,9 @@ def test_the_markdown_reads_as_written_here():
 | model | p50 ms | p90 ms | p99 ms | mean ms | steps/s | speedup | 95% interval |
 | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |
 | model.onnx | 2.30 | 2.30 | 2.30 | 2.30 | 15.2k | baseline |  |
-| model.shrunk.onnx | 0.575 | 0.575 | 0.575 | 0.575 | 60.9k | 4.0x | 4.0x to 4.0x |
+| model.shrunk.onnx | 0.575 | 0.575 | 0.575 | 0.575 | 60.9k | 4.0x | 4.0 to 4.0 |
 
-| model | file MB | parameters | peak MB | load ms | first ms |
+| model | file MB | parameters | peak memory MB | load ms | first inference ms |
 | --- | ---: | ---: | ---: | ---: | ---: |
 | model.onnx | 4.00 | 1,000,000 | 80 | 12.0 | 3.40 |
 | model.shrunk.onnx | 2.00 | 500,000 | 80 | 12.0 | 3.40 |

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
@@ -15,20 +14,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from ..cells import Cells
 from ..table import count, milliseconds, shape_title, short_name, significant, text_table, times
 
-Row = dict[str, Any]
+Row = Mapping[str, Any]
 
 PARITY_SHARE = 1e-5  # of the largest output: ten times the worst float32 difference seen between x86 and aarch64
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Cells:
-    """A table as text; the first column is the model."""
-
-    title: str
-    columns: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
 
 
 def print_unmeasured(
