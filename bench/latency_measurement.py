@@ -115,7 +115,7 @@ def measure_table(axes: Axes, *, threads: int, processes: int, seed: int, progre
     ]
     metadata = {
         **machine,
-        **runner.versions(),
+        **runner.ONNX_RUNTIME.versions(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "threads": threads,
         "processes": processes,

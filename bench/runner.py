@@ -2,21 +2,19 @@
 
     python runner.py < job.json > result.json     (or: python runner.py job.json)
 
-The same file runs on this machine, is copied to a device, and stands in a bundle, so it imports nothing
-from this package and works with Python 3.9 and later. `conduct` leads; it starts copies of this file
-as workers and talks to them in JSON lines.
+The same file runs on this machine, is copied to a device, and stands in a bundle, so it imports nothing from this
+package and works with Python 3.9 and later. `conduct` leads; it starts copies of this file as workers and talks to them
+in JSON lines. How a ratio is made robust on a machine that other programs use:
 
-How a ratio is made robust on a machine that other programs use:
-
-* A worker holds one model for one shape, nothing else. Load time, first inference and peak memory
-  are therefore those of a fresh process, as a user of that model would see them.
-* One *replicate* keeps one live worker per model, and they take turns in short rounds of about 50 ms, in
-  random order. pyperf and hyperfine run one command to its end and then the next, so a neighbour's load
-  that lasts a few seconds falls on one of them; here it falls on all, and cancels in the ratio.
-* Replicates start again with new processes, as pyperf does: address layout and page placement
-  differ from process to process, and no number of samples in one process averages them out.
-* The first call of a round finds the other model's weights in the caches and is dropped, unless
-  it fills the round by itself, and then its cold caches weigh little.
+* A worker holds one model for one shape, nothing else. Load time, first inference and peak memory are therefore those
+  of a fresh process, as a user of that model would see them.
+* One *replicate* keeps one live worker per model, and they take turns in short rounds of about 50 ms, in random order.
+  pyperf and hyperfine run one command to its end and then the next, so a neighbour's load that lasts a few seconds
+  falls on one of them; here it falls on all, and cancels in the ratio.
+* Replicates start again with new processes, as pyperf does: address layout and page placement differ from process to
+  process, and no number of samples in one process averages them out.
+* The first call of a round finds the other model's weights in the caches and is dropped, unless it fills the round by
+  itself, and then its cold caches weigh little.
 * Waiting workers block on a pipe. They burn no CPU, because ONNX Runtime's spinning is off.
 
 A sample is one `session.run` with numpy arrays: what a Python caller waits for, 5 to 10 microseconds of binding
@@ -25,20 +23,20 @@ included. They are the same for all models, so ratios of tiny models are underst
 Job:    {"seed", "repetition": 0 or absent, "processes", "rounds", "round_s", "cases": [{"threads", "members": [
              {"model", "path", "feeds": [{"name", "dtype", "shape", "kind", "value"}],
               "carried": [[in, out]], "inputs": NPZ or absent, "worker": PYTHON FILE or absent}]}]}
-             `inputs` holds arrays by input name, used in place of those made here. `worker` is run in place of this
-             file: it calls `main` with the functions that load a model on another runtime.
+         `inputs` holds arrays by input name, used in place of those made here. `worker` is run in place of this file:
+         it calls `main` with another runtime's `Engine`.
 Result: {"machine": {…}, "runs": [{"case", "member", "process", "load_s", "first_s", "warm_up_s", "warm",
              "peak_rss_bytes", "idle_rss_bytes", "rounds_s": [[sample, …], …]}]}
 """
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import platform
 import random
 import signal
-import struct
 import subprocess
 import sys
 import tempfile
@@ -84,9 +82,7 @@ def elf_machine() -> int | None:
         return None
     if header[:4] != b"\x7fELF":
         return None
-    order = "<" if header[5] == 1 else ">"  # EI_DATA: 1 is little endian
-    (machine,) = struct.unpack(order + "H", header[18:20])
-    return int(machine)
+    return int.from_bytes(header[18:20], "little" if header[5] == 1 else "big")  # EI_DATA: 1 is little endian
 
 
 def is_emulated(machine: str, elf: int | None) -> bool:
@@ -96,11 +92,10 @@ def is_emulated(machine: str, elf: int | None) -> bool:
 
 def describe_machine() -> Json:
     """Return what a reader needs to know about this machine; unknown values are None."""
-    elf = elf_machine()
-    cpufreq = "/sys/devices/system/cpu/cpu0/cpufreq/"
-    khz, mhz = _read(cpufreq + "scaling_cur_freq"), _cpuinfo("cpu MHz")
+    elf, cpu, cpufreq = elf_machine(), _cpuinfo(), "/sys/devices/system/cpu/cpu0/cpufreq/"
+    khz, mhz = _read(cpufreq + "scaling_cur_freq"), cpu.get("cpu MHz")
     return {
-        "cpu_model": _cpu_model(),
+        "cpu_model": _cpu_model(cpu),
         "cpus": os.cpu_count(),
         "cpus_allowed": allowed_cpus(),
         "machine": platform.machine(),
@@ -116,9 +111,7 @@ def describe_machine() -> Json:
 
 def allowed_cpus() -> list[int]:
     """Return the numbers of the CPUs that this process may use, sorted."""
-    if hasattr(os, "sched_getaffinity"):
-        return sorted(os.sched_getaffinity(0))
-    return list(range(os.cpu_count() or 1))
+    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
 
 
 def _read(path: str) -> str | None:
@@ -129,19 +122,16 @@ def _read(path: str) -> str | None:
         return None
 
 
-def _cpuinfo(key: str) -> str | None:
-    for line in (_read("/proc/cpuinfo") or "").splitlines():
-        name, _, value = line.partition(":")
-        if name.strip() == key:
-            return value.strip()
-    return None
+def _cpuinfo() -> dict[str, str]:
+    """Return the first CPU's facts by name."""
+    pairs = (line.partition(":") for line in reversed((_read("/proc/cpuinfo") or "").splitlines()))
+    return {name.strip(): value.strip() for name, _, value in pairs}
 
 
-def _cpu_model() -> str | None:
+def _cpu_model(cpu: dict[str, str]) -> str | None:
     """Name the CPU; ARM kernels leave the name out: then the board, or the part number."""
-    part = _cpuinfo("CPU part")
-    arm = f"ARM implementer {_cpuinfo('CPU implementer')} part {part}" if part else None
-    return _cpuinfo("model name") or _read("/proc/device-tree/model") or arm or platform.processor() or None
+    arm = f"ARM implementer {cpu.get('CPU implementer')} part {cpu['CPU part']}" if "CPU part" in cpu else None
+    return cpu.get("model name") or _read("/proc/device-tree/model") or arm or platform.processor() or None
 
 
 def time_round(call: Callable[[], None], clock: Clock, round_s: float, max_calls: int) -> list[float]:
@@ -198,14 +188,6 @@ def open_session(path: str | bytes, threads: int) -> Any:
     return ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
 
-def versions() -> Json:
-    """Return what decides how fast `open_session`'s sessions are."""
-    import numpy
-    import onnxruntime
-
-    return {"onnxruntime": onnxruntime.__version__, "numpy": numpy.__version__}
-
-
 def make_feeds(job: Json) -> Json:
     """Build all inputs of a model; arrays in the file `inputs` come before made ones."""
     import numpy as np
@@ -242,18 +224,21 @@ def peak_rss_bytes() -> int:
             return int(line.split()[1]) * 1024
     import resource
 
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 class Engine(NamedTuple):
-    """A runtime: what its version is, and how it loads a model; sessions have ONNX Runtime's `run`."""
+    """A runtime: packages that decide how fast it is, and how it loads a model; sessions have ONNX Runtime's `run`."""
 
-    versions: Callable[[], Json]
+    packages: tuple[str, ...]
     open_session: Callable[[str, int], Any]
 
+    def versions(self) -> Json:
+        """Import the packages, which is no part of loading a model, and return their versions."""
+        return {name: importlib.import_module(name).__version__ for name in self.packages}
 
-ONNX_RUNTIME = Engine(versions, open_session)
+
+ONNX_RUNTIME = Engine(("onnxruntime", "numpy"), open_session)
 
 
 def serve(requests: IO[str], replies: IO[str], engine: Engine, clock: Clock = time.perf_counter_ns) -> None:
@@ -261,7 +246,7 @@ def serve(requests: IO[str], replies: IO[str], engine: Engine, clock: Clock = ti
     job = json.loads(requests.readline())
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, allowed_cpus()[: job["threads"]])
-    software = engine.versions()  # imports the runtime, which is no part of loading a model
+    software = engine.versions()
     idle_rss_bytes = peak_rss_bytes()
     start = clock()
     session = engine.open_session(job["path"], job["threads"])
@@ -316,13 +301,8 @@ class Worker:
         """
         assert self.process.stdin is not None
         assert self.process.stdout is not None
-        expired = threading.Event()
-
-        def give_up() -> None:
-            expired.set()
-            self.process.kill()
-
-        timer = threading.Timer(timeout_s, give_up)
+        end = time.monotonic() + timeout_s
+        timer = threading.Timer(timeout_s, self.process.kill)
         timer.start()
         try:
             self.process.stdin.write(json.dumps(request) + "\n")
@@ -333,7 +313,7 @@ class Worker:
         finally:
             timer.cancel()
         if not line:
-            reason = f"no answer for {timeout_s:g} s" if expired.is_set() else self._last_words()
+            reason = f"no answer for {timeout_s:g} s" if time.monotonic() >= end else self._last_words()
             raise WorkerError(self.job, stage, reason)
         reply: Json = json.loads(line)
         return reply
@@ -358,19 +338,16 @@ def conduct(job: Json, report: Callable[[int, int, str], None]) -> Json:
         WorkerError: a model could not be loaded, or could not be run on its inputs.
     """
     shuffled = random.Random(job["seed"] + job.get("repetition", 0))
-    runs: list[Json] = []
-    software: Json = {}
-    machine = describe_machine()  # before this job adds its own load
-    done, total = 0, job["processes"] * len(job["cases"])
-    for process in range(job["processes"]):
-        for case in shuffled.sample(range(len(job["cases"])), len(job["cases"])):
-            report(done, total, f"processes {process + 1} of {job['processes']}")
-            for member, run in _replicate(job, job["cases"][case], shuffled):
-                software.update(run.pop("software"))
-                runs.append({"case": case, "member": member, "process": process, **run})
-            done += 1
-    report(total, total, "done")
-    return {"machine": {**machine, **software}, "runs": runs}
+    result: Json = {"machine": describe_machine(), "runs": []}  # the machine before this job adds its own load
+    cases = range(len(job["cases"]))
+    order = [(process, case) for process in range(job["processes"]) for case in shuffled.sample(cases, len(cases))]
+    for done, (process, case) in enumerate(order):
+        report(done, len(order), f"processes {process + 1} of {job['processes']}")
+        for member, run in _replicate(job, job["cases"][case], shuffled):
+            result["machine"].update(run.pop("software"))
+            result["runs"].append({"case": case, "member": member, "process": process, **run})
+    report(len(order), len(order), "done")
+    return result
 
 
 def _replicate(job: Json, case: Json, shuffled: random.Random) -> Iterator[tuple[int, Json]]:
@@ -382,9 +359,8 @@ def _replicate(job: Json, case: Json, shuffled: random.Random) -> Iterator[tuple
         for member in shuffled.sample(members, len(members)):
             workers[member] = Worker(case["members"][member], case["threads"], job["seed"])
             loaded = workers[member].ask("load", workers[member].job)
-            load_s = loaded.pop("load_s")
             first = workers[member].ask("run", {})
-            runs[member] = {"software": loaded, "load_s": load_s, **first, "rounds_s": []}
+            runs[member] = {"load_s": loaded.pop("load_s"), "software": loaded, **first, "rounds_s": []}
         _take_turns(job, workers, runs, shuffled)
     finally:
         for worker in workers.values():
@@ -399,8 +375,7 @@ def _take_turns(job: Json, workers: dict[int, Worker], runs: dict[int, Json], sh
         if number >= MIN_ROUNDS and time.monotonic() > end:
             return
         for member in shuffled.sample(sorted(workers), len(workers)):
-            reply = workers[member].ask("run", {"round_s": job["round_s"]})
-            runs[member]["rounds_s"].append(reply["samples_s"])
+            runs[member]["rounds_s"].append(workers[member].ask("run", {"round_s": job["round_s"]})["samples_s"])
 
 
 def main(arguments: Sequence[str], engine: Engine = ONNX_RUNTIME) -> int:
@@ -413,8 +388,7 @@ def main(arguments: Sequence[str], engine: Engine = ONNX_RUNTIME) -> int:
         return 0
     try:
         with open(arguments[0], encoding="utf-8") if arguments else sys.stdin as file:
-            job = json.load(file)
-        result = conduct(job, lambda done, total, what: print(what, file=sys.stderr))
+            result = conduct(json.load(file), lambda done, total, what: print(what, file=sys.stderr))
     except (OSError, ValueError, WorkerError) as error:  # no such file, not JSON, a model that fails
         print(f"error: {error}", file=sys.stderr)
         return 1

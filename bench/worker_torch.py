@@ -9,6 +9,8 @@ from typing import Any
 
 from toolchain.bench import runner
 
+PACKAGES = ("torch", "onnx")
+
 
 @dataclass(frozen=True, slots=True)
 class Output:
@@ -45,15 +47,7 @@ class Session:
         return [found[name] for name in names or found]
 
 
-def versions() -> dict[str, str]:
-    """Return PyTorch's version; importing it is no part of loading a model."""
-    import onnx
-    import torch
-
-    return {"torch": torch.__version__, "onnx": onnx.__version__}
-
-
-ENGINE = runner.Engine(versions, Session)
+ENGINE = runner.Engine(PACKAGES, Session)
 
 if __name__ == "__main__":
     sys.exit(runner.main(sys.argv[1:], ENGINE))

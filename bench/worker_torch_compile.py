@@ -6,7 +6,7 @@ import sys
 from typing import Any
 
 from toolchain.bench import runner
-from toolchain.bench.worker_torch import Session, versions
+from toolchain.bench.worker_torch import PACKAGES, Session
 
 
 def open_session(path: str, threads: int) -> Any:
@@ -14,7 +14,7 @@ def open_session(path: str, threads: int) -> Any:
     return Session(path, threads, compiled=True)
 
 
-ENGINE = runner.Engine(versions, open_session)
+ENGINE = runner.Engine(PACKAGES, open_session)
 
 if __name__ == "__main__":
     sys.exit(runner.main(sys.argv[1:], ENGINE))

@@ -241,7 +241,7 @@ def test_a_runtime_that_computes_something_else_is_refused(folder, tmp_path):
     worker = tmp_path / "worker_wrong.py"
     worker.write_text(
         "from toolchain.bench import runner\n"
-        f"ENGINE = runner.Engine(runner.versions, lambda path, threads: runner.open_session({str(other)!r}, threads))\n"
+        f"ENGINE = runner.Engine((), lambda path, threads: runner.open_session({str(other)!r}, threads))\n"
     )
     with pytest.raises(BenchError, match=r"computes something else than ONNX Runtime \(largest difference 0\.\d+ of"):
         check_outputs({**member(path, "torch"), "worker": str(worker)}, threads=1, seed=0, runtime="torch")
