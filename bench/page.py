@@ -12,6 +12,7 @@ from .cells import latency_cells, model_cells
 from .charts import charts_of, shape_of
 from .devices.naming import MEASURED
 from .devices.showing import headline, unmeasured_cells, unmeasured_notes, unmeasured_warnings
+from .family_chart import family_section
 from .run_charts import TrainingRecord, run_charts
 from .svg import Chart
 from .table import verdict, warnings
@@ -25,12 +26,18 @@ FACTS = (("cpu_model", "processor"), ("cpus", "CPUs"), ("machine", "architecture
          ("openvino", "OpenVINO"), ("numpy", "numpy"), ("python", "Python"))  # fmt: skip
 
 
-def render(*, results: Sequence[Mapping[str, Any]] = (), runs: Sequence[TrainingRecord] = ()) -> str:
+def render(
+    *,
+    results: Sequence[Mapping[str, Any]] = (),
+    runs: Sequence[TrainingRecord] = (),
+    families: Sequence[Sequence[Mapping[str, Any]]] = (),
+) -> str:
     """Return the page.
 
     Args:
         results: stored results, as `toolchain bench --json` writes them.
         runs: training runs.
+        families: members of each, as `toolchain shrink --family --json` writes them.
     """
     from jinja2 import Environment, StrictUndefined, select_autoescape
 
@@ -43,6 +50,7 @@ def render(*, results: Sequence[Mapping[str, Any]] = (), runs: Sequence[Training
     template = environment.from_string(Path(__file__).with_name(TEMPLATE).read_text("utf-8"))
     sections = [_bench_section(result, number) for number, result in enumerate(results)]
     sections += [_run_section(run, number) for number, run in enumerate(runs)]
+    sections += [family_section(members, number) for number, members in enumerate(families)]
     return template.render(title=_title(sections), sections=sections, version=__version__, words=WORD_COLUMNS)
 
 

@@ -135,8 +135,13 @@ def test_wrong_requests_write_nothing(model: Path, arguments: list[str], status:
 
 
 def test_a_family_is_written_from_one_analysis(model: Path) -> None:
-    done = shrink("model.onnx", "--family", "0.25,0.5", "--calibration", "samples.npz", "--json", "f.json")
+    done = shrink("model.onnx", "--family", "0.25,0.5", "--calibration", "samples.npz", "--json", "f.json",
+                  "--html", "f.html")  # fmt: skip
     assert done.exit_code == 0, done.output
+    page = Path("f.html").read_text()
+    assert page.count("<circle") >= 4
+    assert "measured on held-out samples" in page
+    assert "http" not in page.replace("http://www.w3.org/2000/svg", "")
     members = json.loads(Path("f.json").read_text())["family"]
     hidden = [[node["hidden_size"]["after"] for node in member["nodes"]] for member in members]
     assert [sum(sizes) for sizes in hidden] == [HIDDEN * 2 * 3 // 4, HIDDEN]

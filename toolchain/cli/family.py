@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from toolchain.cli.json_file import write_json
+from toolchain.files import write_text
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -27,6 +29,7 @@ def shrink_family(
     compact_state: bool,
     dry_run: bool,
     json_file: Path | None,
+    html: Path | None,
 ) -> None:
     """Write the members of a family, a table, and the next step."""
     from rich.console import Console
@@ -37,7 +40,10 @@ def shrink_family(
     with Console(stderr=True).status("reading") as status:
         results = family.shrink_family(model, ratios, pruning, output, carried=carried, compact_state=compact_state,  # type: ignore[arg-type]
                                 dry_run=dry_run, progress=status.update)  # fmt: skip
-    write_json(json_file, {"schema": SCHEMA, "family": [result.to_json() for result in results]})
+    members = [result.to_json() for result in results]
+    write_json(json_file, {"schema": SCHEMA, "family": members})
+    if html is not None:
+        write_text(html, importlib.import_module("toolchain.bench.page").render(families=[members]))
     console = Console()
     console.width = max(console.width, WIDTH)
     console.print(family_table(results))

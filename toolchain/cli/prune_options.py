@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -58,6 +59,7 @@ def prune_options(command: Callable[..., Any]) -> Callable[..., Any]:
                      help="Give up this share of the hidden units, at the least error."),
         click.option("--family", callback=_shares, metavar="SHARE,…",
                      help="Write a model for each of these shares, from one analysis."),
+        click.option("--html", type=click.Path(path_type=Path), help="With --family: error against size, as a page."),
         click.option("--keep-parameters", type=above_zero, metavar="NUMBER|SHARE",
                      help="Give up neurons until so many parameters are left (below 1: that share)."),
         click.option("--keep-macs", type=above_zero, metavar="NUMBER|SHARE",
@@ -87,6 +89,7 @@ class PruneOptions:
 
     ratio: float | None
     family: tuple[float, ...]
+    html: Path | None
     keep_parameters: float | None
     keep_macs: float | None
     target_latency: float | None
@@ -104,6 +107,8 @@ class PruneOptions:
         Raises:
             click.UsageError: two targets, or options without a target.
         """
+        if self.html is not None and not self.family:
+            raise click.UsageError("--html: shows a family; expected --family beside it. Add --family 0.25,0.5,0.75.")
         named = {name: value for name in TARGETS if (value := getattr(self, name))}
         flags = [f"--{name.replace('_', '-')}" for name in named]
         if len(flags) > 1:

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import click
 
+from toolchain.files import write_text
+
 
 @click.command()
 @click.argument("sources", nargs=-1, required=True, metavar="RUN_OR_JSON...", type=click.Path(path_type=Path))
@@ -28,5 +30,5 @@ def report(sources: tuple[Path, ...], output: Path) -> None:
             stored = importlib.import_module("toolchain.bench.stored").read_result_file(source)
             results.append(stored.content)
     page = importlib.import_module("toolchain.bench.page").render(results=results, runs=runs)
-    reports.write_text(output, page)
+    write_text(output, page)
     click.echo(f"Written: {output}. Open it in a browser; it needs no network.")

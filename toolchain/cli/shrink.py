@@ -81,7 +81,7 @@ def shrink(
     pruning = options.pruning()
     if pruning is not None and options.family:
         shrink_family(model, options.family, pruning, output, carried=carried, compact_state=compact_state,
-                      dry_run=dry_run, json_file=json_file)  # fmt: skip
+                      dry_run=dry_run, json_file=json_file, html=options.html)  # fmt: skip
         return
     try:
         with messages.status("reading") as status:
