@@ -80,8 +80,8 @@ def resolve_device(name: str) -> Device:
         return Device(name=name, method="estimated", profile=find_profile(name))
     if name == HOST:
         raise BenchError(
-            f"device {name!r}: this machine's own profile was not measured yet; expected {HOST}.toml in {user_folder()}. "
-            "Run `toolchain bench calibrate`."
+            f"device {name!r}: this machine's own profile was not measured yet; expected {HOST}.toml in "
+            f"{user_folder()}. Run `toolchain bench calibrate`."
         )
     known = ", ".join(("cpu", "arm", *profile_files()))
     raise BenchError(
