@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from .svg import Chart, bottom_axis, drawing, hover, label, left_axis, polyline, scale_for, series_class
@@ -21,8 +22,8 @@ def family_section(members: Sequence[Mapping[str, Any]], number: int) -> dict[st
     chart = front_chart(members, f"family{number}-front")
     return {
         "id": f"family{number}",
-        "title": f"Family of {members[0]['source']}",
-        "lead": [chart.summary],
+        "title": f"Family of {Path(members[0]['source']).name}",
+        "lead": [],
         "warnings": [],
         "tables": [],
         "charts": [chart],
@@ -45,9 +46,8 @@ def front_chart(members: Sequence[Mapping[str, Any]], chart: str) -> Chart:
     ]
     for member, share, error in zip(members, shares, errors, strict=True):
         text = hover(f"{_name(member)}: {share:.1%} of the multiply-adds, error {error:.3g}")
-        parts.append(
-            f'<circle cx="{x(share):.1f}" cy="{y(error):.1f}" r="5" class="dot {series_class(MEASURED)}">{text}</circle>'
-        )
+        place = f'cx="{x(share):.1f}" cy="{y(error):.1f}" r="5"'
+        parts.append(f'<circle {place} class="dot {series_class(MEASURED)}">{text}</circle>')
     legend = BOTTOM + 46
     for row, (series, name) in enumerate(((MEASURED, "measured on held-out samples"), (PREDICTED, "predicted"))):
         parts.append(f'<circle cx="{LEFT}" cy="{legend + 16 * row - 4}" r="5" class="dot {series_class(series)}"/>')
@@ -65,4 +65,4 @@ def front_chart(members: Sequence[Mapping[str, Any]], chart: str) -> Chart:
 
 
 def _name(member: Mapping[str, Any]) -> str:
-    return str(member["output"] or member["source"]).rpartition("/")[2]
+    return Path(member["output"] or member["source"]).name

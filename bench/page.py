@@ -72,7 +72,7 @@ def _bench_section(result: Mapping[str, Any], number: int) -> dict[str, Any]:
 def _measured(machine: Mapping[str, Any], rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     several = len({row["model"] for row in rows}) > 1
     return {
-        "title": "Latency before and after" if several else "Latency",
+        "title": ("Latency before and after" if several else "Latency") + _place(rows[0]),
         "lead": verdict(rows).splitlines(),
         "warnings": list(warnings(rows)),
         "tables": [*latency_cells(rows, shape_of), model_cells(rows)],
@@ -81,7 +81,7 @@ def _measured(machine: Mapping[str, Any], rows: Sequence[dict[str, Any]]) -> dic
 
 def _unmeasured(machine: Mapping[str, Any], rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return {
-        "title": UNMEASURED_TITLES[rows[0]["method"]],
+        "title": UNMEASURED_TITLES[rows[0]["method"]] + _place(rows[0]),
         "lead": [f"{headline(machine, rows)}.", *unmeasured_notes(machine, rows)],
         "warnings": unmeasured_warnings(rows),
         "tables": list(unmeasured_cells(rows, shape_of)),
@@ -93,6 +93,11 @@ _ABSENT: dict[str, Any] = {
     "precision": 0.0, "precision_asked": None, "multiply_adds": None, "bytes_moved": None, "bytes_per_s": None,
     "flops_per_s": None, "limit_share": None,
 }  # fmt: skip
+
+
+def _place(row: Mapping[str, Any]) -> str:
+    """Return the device, unless it is this machine, so that sections of one page differ."""
+    return "" if row["device"] == "cpu" else f", {row['device']}"
 
 
 def _run_section(run: TrainingRecord, number: int) -> dict[str, Any]:

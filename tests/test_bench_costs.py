@@ -38,6 +38,16 @@ def test_a_transposed_input_keeps_time_and_batch_apart(tmp_path):
     assert (layer.steps, layer.rows) == (T, T * B)
 
 
+def test_a_stale_shape_in_the_file_does_not_count(tmp_path):
+    """Exporters store the lengths of their example, here 99 steps of 7 sequences."""
+    model = onnx.load(bench_models.lstm(tmp_path / "m.onnx"))
+    model.graph.node[0].input[0] = "seen"
+    model.graph.node.insert(0, helper.make_node("Identity", ["X"], ["seen"]))
+    model.graph.value_info.append(helper.make_tensor_value_info("seen", TensorProto.FLOAT, (99, 7, 4)))
+    (layer,) = costs_of(model, {"X": (T, B, 4)}).layers
+    assert (layer.steps, layer.rows) == (T, T * B)
+
+
 @pytest.mark.parametrize(
     ("node", "shape", "X"),
     [

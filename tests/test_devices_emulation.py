@@ -57,7 +57,7 @@ def test_a_shrunk_model_answers_on_aarch64_as_it_does_here_with_fewer_instructio
     toolchain.shrink("model.onnx", "model.shrunk.onnx")
     result = CliRunner().invoke(cli, ["bench", "--device", "qemu:rpi4", "--steps", "1,10", "--json", "r.json"])
     assert result.exit_code == 0, result.output
-    assert result.output.startswith("emulated: Raspberry Pi 4 Model B, one Cortex-A72 core\n")
+    assert result.output.startswith("Emulated: Raspberry Pi 4 Model B, one Cortex-A72 core\n")
     assert "Outputs on aarch64 are this machine's, to rounding." in result.output
     document = json.loads((tmp_path / "r.json").read_text())
     assert document["machine"]["machine"] == "aarch64"

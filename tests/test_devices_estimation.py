@@ -185,7 +185,7 @@ def test_estimated_rows_hold_an_interval_and_no_measured_time(folder):
     files = ["--json", "r.json", "--csv", "r.csv"]
     result = CliRunner().invoke(cli, ["bench", "--device", "rpi4", "--steps", "35", *files])
     assert result.exit_code == 0, result.output
-    assert result.output.startswith("estimated: Raspberry Pi 4 Model B, one Cortex-A72 core\n")
+    assert result.output.startswith("Estimated: Raspberry Pi 4 Model B, one Cortex-A72 core\n")
     assert "Never checked on this machine" in result.output
     baseline, shrunk = json.loads((folder / "r.json").read_text())["rows"]
     for row in (baseline, shrunk):
@@ -213,7 +213,7 @@ def test_an_estimate_is_shown_with_its_method_in_every_output(folder):
     ]
     assert f"<td>{ratio}</td>" in page
     for text in (markdown, page):
-        assert "estimated: Raspberry Pi 4 Model B, one Cortex-A72 core" in text
+        assert "Estimated: Raspberry Pi 4 Model B, one Cortex-A72 core" in text
         assert "Never checked on this machine" in text
         assert "p50" not in text
     assert 'id="bench0-layers-t"' in page

@@ -126,6 +126,11 @@ def test_a_device_that_does_not_exist_is_refused(name, message):
     assert str(error.value) == message
 
 
+def test_this_machines_own_profile_is_asked_for_before_it_is_there():
+    with pytest.raises(BenchError, match=r"'host': this machine's own profile was not measured yet; .* calibrate`\.$"):
+        naming.resolve_device("host")
+
+
 def test_arm_says_on_the_first_line_which_method_it_takes(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))  # nothing is installed there
     if platform.machine() != "aarch64":

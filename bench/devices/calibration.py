@@ -29,6 +29,7 @@ from ..costs import read_costs
 from ..measure import Progress, measure
 from ..plan import Effort, plan_bench, read_interfaces
 from .estimation import FOUR_ROW_MACS, ONE_ROW_MACS, estimate
+from .naming import HOST
 from .profiles import Profile, profile_of, user_folder
 from .workload import workload_of
 
@@ -59,7 +60,7 @@ def calibrate(folder: Path, progress: Progress, *, seconds: float) -> tuple[Prof
     """
     progress(0, len(VALIDATED) + 1, "kernels and memory")
     table = host_figures(folder)
-    profile = profile_of(table, name="host", where="host")
+    profile = profile_of(table, name=HOST, where=HOST)
     errors = []
     for number, (hidden, steps) in enumerate(VALIDATED):
         progress(number + 1, len(VALIDATED) + 1, f"LSTM {'x'.join(map(str, hidden))}, {steps} steps")
@@ -73,7 +74,7 @@ def calibrate(folder: Path, progress: Progress, *, seconds: float) -> tuple[Prof
 
 def host_file() -> Path:
     """Return where this machine's profile is kept: as the user's own, so `--device host` estimates with it."""
-    return user_folder() / "host.toml"
+    return user_folder() / f"{HOST}.toml"
 
 
 def validation_file() -> Path:

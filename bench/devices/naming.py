@@ -17,12 +17,13 @@ from typing import Literal
 from toolchain.errors import BenchError
 
 from .. import runner
-from .profiles import Profile, find_profile, profile_files
+from .profiles import Profile, find_profile, profile_files, user_folder
 from .sysroot import emulated_cores, missing_for_emulation
 
 Method = Literal["measured", "measured-ssh", "emulated", "estimated"]
 MEASURED: frozenset[Method] = frozenset({"measured", "measured-ssh"})
 
+HOST = "host"  # what `toolchain bench calibrate` calls the profile that it writes
 DEFAULT_PROFILE = "rpi4"  # the most common board in this class, and the core that most figures were published of
 ADDRESS = re.compile(
     r"ssh://(?:(?P<user>[A-Za-z0-9_][A-Za-z0-9_.-]*)@)?(?P<host>[A-Za-z0-9_][A-Za-z0-9_.-]*|\[[0-9A-Fa-f:.]+\])"
@@ -77,6 +78,11 @@ def resolve_device(name: str) -> Device:
         return _best_arm()
     if name in profile_files() or name.endswith(".toml"):
         return Device(name=name, method="estimated", profile=find_profile(name))
+    if name == HOST:
+        raise BenchError(
+            f"device {name!r}: this machine's own profile was not measured yet; expected {HOST}.toml in "
+            f"{user_folder()}. Run `toolchain bench calibrate`."
+        )
     known = ", ".join(("cpu", "arm", *profile_files()))
     raise BenchError(
         f"device {name!r}: is not known; expected one of: {known}; or qemu:PROFILE, ssh://user@host, a profile's file. "

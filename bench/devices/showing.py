@@ -40,7 +40,7 @@ def print_unmeasured(
 def headline(machine: Mapping[str, Any], rows: Sequence[Row]) -> str:
     """Return the method, and the processor that it stands for."""
     core = "" if machine["core"] == machine["title"] else f", one {machine['core']} core"
-    return f"{rows[0]['method']}: {machine['title']}{core}"
+    return f"{rows[0]['method'].capitalize()}: {machine['title']}{core}"
 
 
 def unmeasured_cells(rows: Sequence[Row], title: Callable[[Row], str]) -> Iterator[Cells]:
