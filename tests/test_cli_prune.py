@@ -185,3 +185,21 @@ def test_gradient_steps_after_the_cut_are_kept_only_if_the_error_falls(model: Pa
     original, small = ([run(path, {"X": x})["Z"] for x in X] for path in (model, Path("model.shrunk.onnx")))
     error = np.square(np.array(small) - np.array(original)).mean() / np.var(original)
     assert error == pytest.approx(distilled["error_after"], rel=1e-2)
+
+
+def test_a_latency_target_can_be_about_another_processor(model: Path) -> None:
+    from toolchain.bench.one_call import call_seconds
+
+    whole = call_seconds(model, "rpi4", steps=35)
+    done = shrink("model.onnx", "--target-latency", f"{0.9 * whole}s", "--device", "rpi4", "--calibration",
+                  "samples.npz", "--json", "r.json")  # fmt: skip
+    assert done.exit_code == 0, done.output
+    found = json.loads(Path("r.json").read_text())["pruned"]["seconds"]
+    assert found <= 0.9 * whole
+    assert call_seconds(Path("model.shrunk.onnx"), "rpi4", steps=35) <= 0.95 * whole
+
+
+def test_a_device_that_tells_no_time_is_refused(model: Path) -> None:
+    done = shrink("model.onnx", "--target-latency", "1ms", "--device", "nowhere", "--calibration", "samples.npz")
+    assert done.exit_code == 1
+    assert "device 'nowhere'" in done.output

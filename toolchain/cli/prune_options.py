@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -65,7 +66,8 @@ def prune_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--keep-macs", type=above_zero, metavar="NUMBER|SHARE",
                      help="The same for multiply-adds per step."),
         click.option("--target-latency", callback=_latency, metavar="TIME",
-                     help="The same for the time of one call on this CPU, as 2ms."),
+                     help="The same for the time of one call, as 2ms."),
+        click.option("--device", default="cpu", help="Where that call runs: cpu, ssh://user@host, rpi4, … [cpu]."),
         click.option("--steps", type=click.IntRange(min=1), default=35, help="Length of that call [35]."),
         click.option("--max-error", type=above_zero, metavar="ERROR",
                      help="Give up as much as this relative output error allows."),
@@ -94,6 +96,7 @@ class PruneOptions:
     keep_macs: float | None
     target_latency: float | None
     steps: int
+    device: str
     max_error: float | None
     calibration: str | None
     criterion: str | None
@@ -127,7 +130,14 @@ class PruneOptions:
         target = Target(kind=TARGETS[name], value=value[0] if isinstance(value, tuple) else value)
         return Pruning(target=target, calibration=self.calibration, criterion=self.criterion,
                        compensate=not self.no_compensate, seed=self.seed, steps=self.steps,
-                       distill=self.distill)  # fmt: skip
+                       call_s=self._call_s(), distill=self.distill)  # fmt: skip
+
+    def _call_s(self) -> Callable[[Path], float] | None:
+        """Return what times a model on a device other than this CPU."""
+        if self.target_latency is None or self.device == "cpu":
+            return None
+        call_seconds = importlib.import_module("toolchain.bench.one_call").call_seconds
+        return lambda path: float(call_seconds(path, self.device, steps=self.steps))
 
     def flags(self) -> list[str]:
         """Return the options that ask for the same again."""
@@ -138,6 +148,7 @@ class PruneOptions:
             "keep-macs": self.keep_macs,
             "target-latency": None if self.target_latency is None else f"{self.target_latency:g}s",
             "steps": None if self.target_latency is None else self.steps,
+            "device": None if self.device == "cpu" else self.device,
             "max-error": self.max_error,
             "calibration": self.calibration,
             "criterion": self.criterion,
@@ -158,7 +169,7 @@ def report_lines(report: PruningReport) -> list[str]:
         lines.append(f"  {', '.join(group.nodes)}: {group.size} -> {group.kept} {kind}{held}")
     calls = f"{report.held_out_calls} held-out call{'s' if report.held_out_calls != 1 else ''}"
     if report.seconds is not None:
-        lines.append(f"One call takes {1e3 * report.seconds:.3g} ms here, one thread, before folding.")
+        lines.append(f"One call takes {1e3 * report.seconds:.3g} ms, one thread, before folding.")
     return [*lines, f"Relative output error: {report.error:.3g}, on {calls}."]
 
 

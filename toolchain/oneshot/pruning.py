@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
@@ -19,7 +21,7 @@ from toolchain.graph.normalise import Normalised
 from toolchain.interface import ModelInterface
 from toolchain.oneshot.allocation import Counts, predicted_error
 from toolchain.oneshot.calibration import RANDOM, random_calibration, read_calibration
-from toolchain.oneshot.latency import first_within, timed
+from toolchain.oneshot.latency import first_within, median_call_s, timed
 from toolchain.oneshot.selection import Analysis, Method, Target, analyse, choose, commit, error_of, path_of
 from toolchain.runtime import open_session
 
@@ -42,6 +44,7 @@ class Pruning:
         seed: of `random` and of random inputs.
         threads: of ONNX Runtime.
         steps: of the call that a latency target is about.
+        call_s: times one call of a model file on the device that a latency target is about; None times it here.
         distill: gradient steps after the cut; 0 takes none.
     """
 
@@ -52,6 +55,7 @@ class Pruning:
     seed: int = 0
     threads: int | None = None
     steps: int = 35
+    call_s: Callable[[Path], float] | None = None
     distill: int = 0
 
 
@@ -249,12 +253,13 @@ def _within_latency(
     normalised: Normalised, interface: ModelInterface, analysis: Analysis, pruning: Pruning, progress: Progress
 ) -> tuple[Counts, float]:
     progress("timing smaller models")
-    seconds = timed(normalised, interface, analysis, steps=pruning.steps)
+    here = partial(median_call_s, interface=interface, steps=pruning.steps)
+    seconds = timed(normalised, analysis, pruning.call_s or here)
     counts, found = first_within(list(path_of(analysis, "latency")), seconds, pruning.target.value)
     if found > pruning.target.value:
         raise SelectionError(
             f"target latency {1e3 * pruning.target.value:g} ms: cannot be met; with one unit left in each layer a call "
-            f"of {pruning.steps} steps takes {1e3 * found:.3g} ms here. Ask for that, or for fewer --steps."
+            f"of {pruning.steps} steps takes {1e3 * found:.3g} ms there. Ask for that, or for fewer --steps."
         )
     return counts, found
 
