@@ -14,12 +14,13 @@ from typing import Any
 import onnx_ir as ir
 
 from toolchain.graph.carried import find_state
-from toolchain.graph.costs import QUANTIZED_LSTM, multiply_adds, multiply_adds_of, parameters
+from toolchain.graph.costs import multiply_adds, multiply_adds_of, parameters
 from toolchain.graph.diagnosis import Ill, Length, diagnose
 from toolchain.graph.loading import load_model
 from toolchain.graph.normalise import with_inferred_shapes
 from toolchain.graph.program import StatePair
 from toolchain.graph.unrolled import is_recurrent, name_of
+from toolchain.recurrent import QUANTIZED_LSTM
 
 SCHEMA = 1
 

@@ -17,9 +17,8 @@ from dataclasses import dataclass, replace
 import onnx_ir as ir
 
 from toolchain.graph.cells import BoolArray, CellArray, Couple, Space, Statement, Transfer, couple, pairs
-from toolchain.graph.costs import QUANTIZED_LSTM
 from toolchain.graph.layout import components
-from toolchain.graph.program import Program, demanded
+from toolchain.graph.program import Program, demanded, joint_decisions
 from toolchain.graph.surgery import Blocker, NodeChange, SurgeryPlan, layout_of
 from toolchain.graph.unrolled import is_recurrent, name_of
 from toolchain.recurrent import GATES
@@ -52,7 +51,7 @@ class NodeExplanation:
 
     Attributes:
         name: the node.
-        op_type: LSTM, GRU or RNN.
+        op_type: LSTM, GRU, RNN or DynamicQuantizeLSTM.
         hidden_size: units per direction before.
         live: units per direction that an output can depend on, one number per direction.
         kept: units per direction that stay; more than are live where couplings or blockers hold them.
@@ -74,7 +73,8 @@ class NodeExplanation:
 def explain(plan: SurgeryPlan) -> tuple[NodeExplanation, ...]:
     """Explain every recurrent node of a plan; the graph and the plan are not changed."""
     program = plan.program
-    demand, labels = demanded(program), _classes(plan)
+    demand = demanded(program)
+    labels = _classes(plan, demand)
     prices = _Prices(program)
     recurrent = [(view.node, transfer) for view, transfer in zip(program.nodes, program.transfers, strict=True)
                  if view.node.op_type in GATES]  # fmt: skip
@@ -86,14 +86,10 @@ def explain(plan: SurgeryPlan) -> tuple[NodeExplanation, ...]:
 
 def left_whole(graph: ir.Graph) -> tuple[Blocker, ...]:
     """Return the recurrent nodes that the surgery does not plan for, and why."""
-    reasons = {
-        True: "its weights are quantized; shrink the float model first, then quantize the result",
-        False: "it lies inside a subgraph (If, Loop or Scan)",
-    }
     return tuple(
-        Blocker(node=name_of(node), op_type=node.op_type, reason=reasons[node.op_type == QUANTIZED_LSTM])
+        Blocker(node=name_of(node), op_type=node.op_type, reason="it lies inside a subgraph (If, Loop or Scan)")
         for node in graph.all_nodes()
-        if is_recurrent(node) and (node.op_type == QUANTIZED_LSTM or node.graph is not graph)
+        if is_recurrent(node) and node.graph is not graph
     )
 
 
@@ -122,11 +118,12 @@ def _explanation(
     )  # fmt: skip
 
 
-def _classes(plan: SurgeryPlan) -> CellArray:
+def _classes(plan: SurgeryPlan, demand: BoolArray) -> CellArray:
     """Return the class of every cell; state ports that are bridged tie nothing together."""
     joined = [Couple(a=port.value.ravel(), b=port.unit.ravel()) for port in plan.program.ports
               if port not in plan.layout.bridged]  # fmt: skip
-    return components(plan.program.numbering.size, [*plan.program.couples, *joined])
+    couples = [*plan.program.couples, *joint_decisions(plan.program, demand), *joined]
+    return components(plan.program.numbering.size, couples)
 
 
 def _couplings(program: Program, node: ir.Node, units: Space, labels: CellArray) -> tuple[Coupling, ...]:

@@ -12,11 +12,27 @@ from collections.abc import Mapping, Sequence
 import onnx
 from onnx import numpy_helper
 
+from toolchain.recurrent import QUANTIZED_LSTM
+
 Piece = Sequence[int | None]  # one entry of a shape each, None when it is computed
 
 
 def with_inferred_shapes(proto: onnx.ModelProto) -> onnx.ModelProto:
-    """Forget every shape that is not an input's and infer anew, because exporters leave stale ones; changes `proto`."""
+    """Forget every shape that is not an input's and infer anew, because exporters leave stale ones; changes `proto`.
+
+    ONNX's inference does not know DynamicQuantizeLSTM; its outputs are those of LSTM.
+    """
+    quantized = [place for place, node in enumerate(proto.graph.node) if node.op_type == QUANTIZED_LSTM]
+    domains = [proto.graph.node[place].domain for place in quantized]
+    for place in quantized:
+        proto.graph.node[place].op_type, proto.graph.node[place].domain = "LSTM", ""
+    proto = _inferred(proto)
+    for place, domain in zip(quantized, domains, strict=True):
+        proto.graph.node[place].op_type, proto.graph.node[place].domain = QUANTIZED_LSTM, domain
+    return proto
+
+
+def _inferred(proto: onnx.ModelProto) -> onnx.ModelProto:
     del proto.graph.value_info[:]
     for output in proto.graph.output:
         output.type.tensor_type.ClearField("shape")

@@ -20,6 +20,7 @@ from toolchain.graph.cells import (
     BoolArray,
     CellArray,
     Couple,
+    Drive,
     Linear,
     Port,
     Read,
@@ -28,8 +29,9 @@ from toolchain.graph.cells import (
     couple,
     pairs,
 )
+from toolchain.graph.dequantized import constant_of, quantized
 from toolchain.graph.nodes import NodeView, Numbering
-from toolchain.graph.operators import OPERATORS
+from toolchain.graph.operators import operator_of
 from toolchain.graph.operators.linear import is_linear
 from toolchain.graph.operators.recurrence import shared_weights
 from toolchain.recurrent import GATES, check_shapes, slot
@@ -82,7 +84,9 @@ def describe(graph: ir.Graph, *, carried: Sequence[StatePair], compact_state: bo
     opset = graph.opset_imports.get("", 1)
     nodes = tuple(NodeView(node, numbering, opset) for node in graph)
     relevant = neighbourhood(graph)
-    described = {id(node.node): _transfer(node, numbering) for node in nodes if id(node.node) in relevant}
+    # Dequantized constants come last: whether their cells matter is known once their readers are described.
+    ordered = sorted(nodes, key=lambda node: quantized(node.node.outputs[0]) is not None)
+    described = {id(node.node): _transfer(node, numbering) for node in ordered if id(node.node) in relevant}
     outside = {id(node.node): _outside(node.node, numbering) for node in nodes if id(node.node) not in relevant}
     both = described | outside
     transfers = tuple(both[id(node.node)] for node in nodes)
@@ -92,7 +96,6 @@ def describe(graph: ir.Graph, *, carried: Sequence[StatePair], compact_state: bo
     fed_back = {output for _, output in carried}
     free = {name for pair in carried for name in pair} if compact_state else set()
     couples = [s for transfer in transfers for s in transfer.statements if isinstance(s, Couple)]
-    couples += _joint_decisions(nodes, transfers)
     return Program(
         graph=graph,
         nodes=nodes,
@@ -116,18 +119,24 @@ def nonzero_cells(program: Program) -> BoolArray:
     nonzero = np.ones(program.numbering.size, dtype=np.bool_)
     for node in program.nodes:
         for index in node.inputs():
-            space, array = program.numbering.spaces.get((id(node.node), index)), node.constant(index)
+            space = program.numbering.spaces.get((id(node.node), index))
+            array = None if space is None else node.constant(index)
             if space is not None and array is not None:
                 nonzero[space.cells] = array.reshape(space.shape) != 0
     for transfer in program.transfers:
-        reads = [statement for statement in reversed(transfer.statements) if isinstance(statement, Read)]
-        for statement in reads:
-            if statement.keeps_zero:
+        forwards = [statement for statement in reversed(transfer.statements) if isinstance(statement, Read | Drive)]
+        for statement in forwards:
+            if isinstance(statement, Drive):
+                nonzero[statement.driven] = False
+            elif statement.keeps_zero:
                 nonzero[statement.reader] = False
-        for statement in reads:
-            nonzero[statement.reader[nonzero[statement.read] | (not statement.keeps_zero)]] = True
-        for statement in reads:
-            if statement.absorbs_zero:
+        for statement in forwards:
+            if isinstance(statement, Drive):
+                statement.push(nonzero)
+            else:
+                nonzero[statement.reader[nonzero[statement.read] | (not statement.keeps_zero)]] = True
+        for statement in forwards:
+            if isinstance(statement, Read) and statement.absorbs_zero:
                 nonzero[statement.reader[~nonzero[statement.read]]] = False
     return nonzero
 
@@ -185,7 +194,7 @@ def _outside(node: ir.Node, numbering: Numbering) -> Transfer:
 def _transfer(node: NodeView, numbering: Numbering) -> Transfer:
     """Describe one node, or say why it cannot be."""
     _check_recurrent(node)
-    operator = OPERATORS.get(node.node.op_type) if node.node.domain in ("", "ai.onnx") else None
+    operator = operator_of(node.node)
     if operator is None:
         return _blocked(node, numbering, "no transfer function is known for this operator")
     try:
@@ -196,8 +205,8 @@ def _transfer(node: NodeView, numbering: Numbering) -> Transfer:
 
 def _with_other_inputs(node: NodeView, transfer: Transfer, numbering: Numbering) -> Transfer:
     """Add that computed inputs which the transfer does not speak of (indices, lengths, bounds) are read whole."""
-    values = [node.value(index) for index in node.inputs() if index not in node.described]
-    others = [numbering.of_value(value).cells.ravel() for value in values if value.const_value is None]
+    others = [numbering.of_value(node.value(index)).cells.ravel() for index in node.inputs()
+              if index not in node.described and not node.is_constant(index)]  # fmt: skip
     if not others:
         return transfer
     whole = node.neurons("whole", 1).cells
@@ -256,20 +265,23 @@ def _constant_shape(node: NodeView, name: str) -> tuple[int, ...] | None:
     return None if array is None else array.shape
 
 
-def _joint_decisions(nodes: Sequence[NodeView], transfers: Sequence[Transfer]) -> list[Couple]:
-    """Couple recurrent nodes that share a weight: cut alike, they go on sharing it."""
+def joint_decisions(program: Program, demand: BoolArray) -> tuple[Couple, ...]:
+    """Couple recurrent nodes that share a weight: cut alike, they go on sharing it.
+
+    A node that no output depends on has no say: most often it vanishes from the graph.
+    """
     owner: dict[int, Transfer] = {}
     couples: list[Couple] = []
-    for node, transfer in zip(nodes, transfers, strict=True):
-        if "units" not in transfer.neurons:
+    for node, transfer in zip(program.nodes, program.transfers, strict=True):
+        if "units" not in transfer.neurons or not demand[transfer.neurons["units"].cells].any():
             continue
         for name in ("W", "R"):
-            first = owner.setdefault(id(node.value(slot(name))), transfer)
+            first = owner.setdefault(id(constant_of(node.value(slot(name)))), transfer)
             same = first is not transfer and all(
                 first.neurons[kind].shape == transfer.neurons[kind].shape for kind in ("units", "inputs")
             )
             couples += shared_weights(first, transfer) if same else []
-    return couples
+    return tuple(couples)
 
 
 def _state_couple(pair: StatePair, inputs: dict[str | None, Space], outputs: dict[str | None, Space]) -> Couple:

@@ -15,9 +15,9 @@ from toolchain.graph.kept import Kept
 from toolchain.graph.layout import Layout, decide_layout
 from toolchain.graph.nodes import NodeView
 from toolchain.graph.normalise import Normalised
-from toolchain.graph.operators import OPERATORS
-from toolchain.graph.program import Program, StatePair, demanded, describe
-from toolchain.recurrent import GATES
+from toolchain.graph.operators import operator_of
+from toolchain.graph.program import Program, StatePair, demanded, describe, joint_decisions
+from toolchain.recurrent import GATES, QUANTIZED_LSTM
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,9 +89,10 @@ def plan_surgery(graph: ir.Graph, *, carried: Sequence[StatePair], compact_state
 
 def layout_of(program: Program) -> Layout:
     """Return what stays of a described graph."""
+    demand = demanded(program)
     return decide_layout(
-        demanded(program),
-        couples=program.couples,
+        demand,
+        couples=(*program.couples, *joint_decisions(program, demand)),
         ports=program.ports,
         fixed=program.fixed,
         neurons=program.neurons,
@@ -109,10 +110,11 @@ def apply_surgery(plan: SurgeryPlan, normalised: Normalised) -> ir.Model:
     edits = Edits(program.graph)
     bridged = plan.layout.bridged
     for node, transfer in zip(program.nodes, program.transfers, strict=True):
-        if transfer.blocked is not None or not _touched(program, node, transfer, kept):
+        operator = operator_of(node.node)
+        if operator is None or transfer.blocked is not None or not _touched(program, node, transfer, kept):
             continue
         _slice_operands(program, node, kept, edits)
-        OPERATORS[node.node.op_type].rewrite(node, transfer.neurons, kept, edits)
+        operator.rewrite(node, transfer.neurons, kept, edits)
         for port in bridged:
             if port in transfer.statements and not kept.whole(transfer.neurons["units"]):
                 units = transfer.neurons["units"]
@@ -160,10 +162,13 @@ def _values(graph: ir.Graph) -> list[ir.Value]:
 def _change(program: Program, node: NodeView, transfer: Transfer, kept: Kept) -> NodeChange:
     name = node.node.name or str(node.node.outputs[0].name)
     blockers = _blockers(program, node.node)
+    if transfer.mixes is not None:
+        blockers = (Blocker(node=name, op_type=node.node.op_type, reason=transfer.mixes), *blockers)
     if transfer.blocked is not None:
         W = node.node.inputs[1]
         shape = W.shape if W is not None else None
-        input_size = int(shape[2]) if shape is not None and isinstance(shape[2], int) else 0
+        columns = None if shape is None else shape[1 if node.node.op_type == QUANTIZED_LSTM else 2]
+        input_size = columns if isinstance(columns, int) else 0
         hidden = int(node.attribute("hidden_size", 0))
         own = Blocker(node=name, op_type=node.node.op_type, reason=transfer.blocked)
         return NodeChange(name=name, op_type=node.node.op_type, num_directions=_num_directions(node),
@@ -199,6 +204,10 @@ def _blockers(program: Program, recurrent: ir.Node) -> tuple[Blocker, ...]:
                 name = reader.name or str(reader.outputs[0].name)
                 reason = "it lies inside a subgraph" if transfer is None else str(transfer.blocked)
                 found[name] = Blocker(node=name, op_type=reader.op_type, reason=reason)
-            elif transfer.statements and not {"rows", "units"} & set(transfer.neurons):
-                pending += reader.outputs
+                continue
+            if transfer.mixes is not None:
+                name = reader.name or str(reader.outputs[0].name)
+                found[name] = Blocker(node=name, op_type=reader.op_type, reason=transfer.mixes)
+            if transfer.statements and not {"rows", "units"} & set(transfer.neurons):
+                pending += reader.outputs if transfer.mixes is None else reader.outputs[:1]  # the rest is its range
     return tuple(found.values())

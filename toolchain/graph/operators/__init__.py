@@ -10,11 +10,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import onnx_ir as ir
+
 from toolchain.graph.cells import Space, Transfer
 from toolchain.graph.edits import Edits
 from toolchain.graph.kept import Kept
 from toolchain.graph.nodes import NodeView
-from toolchain.graph.operators import elementwise, linear, mixing, movement, recurrence
+from toolchain.graph.operators import elementwise, linear, mixing, movement, quantised, recurrence
+from toolchain.recurrent import QUANTIZED_LSTM
 
 
 def _nothing(node: NodeView, neurons: dict[str, Space], kept: Kept, edits: Edits) -> None:
@@ -33,11 +36,18 @@ class Operator:
 _ELEMENTWISE = Operator(transfer=elementwise.transfer, note="position by position, with broadcasting")
 _RECURRENT = Operator(transfer=recurrence.transfer, rewrite=recurrence.rewrite,
                       note="units by least fixpoint, inputs, carried state; both directions")  # fmt: skip
+_QUANTIZED_LSTM = Operator(transfer=recurrence.transfer, rewrite=recurrence.rewrite,
+                           note="as LSTM, but only units and inputs that are always zero can go")  # fmt: skip
 _CONV = Operator(transfer=linear.conv, rewrite=linear.rewrite, note="channels, without groups")
 _MOVED = "positions are moved"
+_SCALED = Operator(transfer=quantised.linear_scale, note="constant scales, per tensor or per axis; what is quantized "
+                   "stays so")  # fmt: skip
+_INTEGER = Operator(transfer=quantised.integer_matmul, rewrite=quantised.rewrite_integer_matmul,
+                    note="a constant matrix")  # fmt: skip
 
 OPERATORS: dict[str, Operator] = {
     **dict.fromkeys(recurrence.OPERATORS, _RECURRENT),
+    f"com.microsoft.{QUANTIZED_LSTM}": _QUANTIZED_LSTM,
     **dict.fromkeys((*elementwise.UNARY, *elementwise.VARIADIC, *elementwise.FIRST_INPUT_ONLY), _ELEMENTWISE),
     "MatMul": Operator(transfer=linear.matmul, rewrite=linear.rewrite, note="a constant matrix on one side; or two "
                        "computed values, whose summed axis is kept whole"),
@@ -68,4 +78,16 @@ OPERATORS: dict[str, Operator] = {
     **dict.fromkeys(mixing.SOFTMAXES, Operator(transfer=mixing.softmax, note="its axis is kept whole")),
     "LayerNormalization": Operator(transfer=mixing.layer_normalization, note="its axes are kept whole"),
     "BatchNormalization": Operator(transfer=mixing.batch_normalization, note="per channel"),
+    "QuantizeLinear": _SCALED,
+    "DequantizeLinear": _SCALED,
+    "DynamicQuantizeLinear": Operator(transfer=quantised.dynamic, note="only positions that are always zero can go"),
+    "MatMulInteger": _INTEGER,
+    "QLinearMatMul": _INTEGER,
+    **dict.fromkeys(quantised.REFUSED, Operator(transfer=quantised.refused, note="left whole")),
 }  # fmt: skip
+
+
+def operator_of(node: ir.Node) -> Operator | None:
+    """Return a node's row of the table; operators of other domains than ONNX's own are listed as `domain.name`."""
+    own = node.domain in ("", "ai.onnx")
+    return OPERATORS.get(node.op_type if own else f"{node.domain}.{node.op_type}")
