@@ -25,7 +25,7 @@ from toolchain.graph.program import StatePair
 from toolchain.graph.surgery import Blocker, NodeChange, SurgeryPlan, apply_surgery, plan_surgery
 from toolchain.graph.unrolled import Unrolled, find_unrolled
 from toolchain.interface import ModelInterface, read_interface
-from toolchain.verification import Parity, verify
+from toolchain.verification import Parity, prove
 
 SCHEMA = 1
 AUTO = "auto"
@@ -182,7 +182,7 @@ def shrink(
             save_model(smaller, unfinished)
             progress("verifying")
             parity, *_ = [
-                verify(original, unfinished, carried=decision.carried, compact_state=compact_state)
+                prove(original, unfinished, carried=decision.carried, compact_state=compact_state)
                 for original in originals
             ]
             after = replace(after, bytes=read_interface(unfinished).file_bytes)

@@ -125,7 +125,8 @@ def _percent(before: int, after: int) -> str:
 def _outcome(result: ShrinkResult) -> str:
     if result.parity is not None:
         return (f"Proven equal in ONNX Runtime at {len(result.parity.cases)} input shapes: largest difference "
-                f"{result.parity.max_abs_diff:.2g} ({result.parity.max_rel_diff:.2g} of the output's size).\n"
+                f"{result.parity.max_abs_diff:.2g} ({result.parity.max_rel_diff:.2g} of the output's size)"
+                f"{_rounded(result.parity.rounded)}.\n"
                 f"Written: {result.output}")  # fmt: skip
     if result.status == "dry_run":
         return "Dry run: nothing was written."
@@ -137,6 +138,11 @@ def _outcome(result: ShrinkResult) -> str:
         return f"Nothing to remove: every unit is read, or kept by what is named above{explain}."
     return ("Nothing to remove: every unit is read. Zeros decide: train with gates (`toolchain train`), or zero the "
             "weights that read a unit.")  # fmt: skip
+
+
+def _rounded(share: float | None) -> str:
+    """Say how far a quantized graph is moved by roundings that fall the other way."""
+    return "" if share is None else f" without the graph's int8 roundings, {share:.2g} with them"
 
 
 def _explanations(result: ShrinkResult) -> list[str]:
