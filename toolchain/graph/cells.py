@@ -137,6 +137,7 @@ class Transfer:
 
     `statements` are ordered from outputs to inputs, so one pass pushes demand through the node. `fixed` cells are kept
     whatever happens. `neurons` names the node's own spaces for its rewriting (`units`, `inputs`, `rows`, `columns`).
+    Of each of `never_empty` at least one cell is kept.
     `blocked` is why the node is not understood, None when it is; `mixes` why it reads what none of its results is made
     from, None when it does not.
     """
@@ -144,6 +145,7 @@ class Transfer:
     statements: tuple[Statement, ...] = ()
     fixed: tuple[CellArray, ...] = ()
     neurons: dict[str, Space] = field(default_factory=dict)
+    never_empty: tuple[CellArray, ...] = ()
     blocked: str | None = None
     mixes: str | None = None
 

@@ -95,6 +95,7 @@ def layout_of(program: Program) -> Layout:
         couples=(*program.couples, *joint_decisions(program, demand)),
         ports=program.ports,
         fixed=program.fixed,
+        never_empty=[cells for transfer in program.transfers for cells in transfer.never_empty],
         neurons=program.neurons,
         spaces=program.numbering.spaces.values(),
     )

@@ -49,8 +49,8 @@ OPERATORS: dict[str, Operator] = {
     **dict.fromkeys(recurrence.OPERATORS, _RECURRENT),
     f"com.microsoft.{QUANTIZED_LSTM}": _QUANTIZED_LSTM,
     **dict.fromkeys((*elementwise.UNARY, *elementwise.VARIADIC, *elementwise.FIRST_INPUT_ONLY), _ELEMENTWISE),
-    "MatMul": Operator(transfer=linear.matmul, rewrite=linear.rewrite, note="a constant matrix on one side; or two "
-                       "computed values, whose summed axis is kept whole"),
+    "MatMul": Operator(transfer=linear.matmul, rewrite=linear.rewrite, note="a constant matrix on one side, or on the "
+                       "right one per group; or two computed values, whose summed axis is kept whole"),
     "Gemm": Operator(transfer=linear.gemm, rewrite=linear.rewrite, note="a constant B"),
     "Einsum": Operator(transfer=linear.einsum, rewrite=linear.rewrite,
                        note="one axis of a computed value contracted with a constant matrix"),

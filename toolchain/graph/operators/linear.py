@@ -26,6 +26,7 @@ from toolchain.graph.dequantized import constant_of
 from toolchain.graph.edits import Edits
 from toolchain.graph.kept import Kept
 from toolchain.graph.nodes import MAX_CELLS, NodeView
+from toolchain.graph.operators import grouped
 
 
 def is_linear(node: ir.Node) -> bool:
@@ -42,6 +43,8 @@ def matmul(node: NodeView) -> Transfer:
     if node.constant(1) is not None and node.weights(1).ndim == 2:
         W = node.weights(1)
         return _contraction(node, data=0, axis=-1, weights=W != 0)
+    if node.constant(1) is not None and node.weights(1).ndim == 3:
+        return grouped.matmul(node)
     if node.constant(0) is not None and node.weights(0).ndim == 2:
         W = node.weights(0)
         return _contraction(node, data=1, axis=-2, weights=W.T != 0)
@@ -184,6 +187,9 @@ def _product(node: NodeView) -> Transfer:
 
 def rewrite(node: NodeView, neurons: dict[str, Space], kept: Kept, edits: Edits) -> None:
     """Slice the matrix of a contraction; a bias is sliced with every other constant operand."""
+    if len(neurons["rows"].shape) > 1:
+        grouped.rewrite(node, neurons, kept, edits)
+        return
     rows, columns = kept.table(neurons["rows"]), kept.table(neurons["columns"])
     op_type = node.node.op_type
     if op_type == "Einsum":
