@@ -248,6 +248,24 @@ def test_units_that_are_always_zero_need_not_be_read(op_type: str, tmp_path: Pat
     assert_equal(source, result.output, atol=1e-6)
 
 
+@pytest.mark.parametrize(("op_type", "size"), [("Div", 8), ("PRelu", 8), ("Div", 1)])
+def test_zeros_stay_zero_through_a_constant_divisor_or_slope(op_type: str, size: int, tmp_path: Path) -> None:
+    extra = {"one": np.array([1]), "mask": np.array([0, 1, 0, 1, 1, 1, 1, 1], np.float32),
+             "by": np.linspace(0.5, 1.5, size, dtype=np.float32)}  # fmt: skip
+    middle = [
+        helper.make_node("Squeeze", ["Y", "one"], ["S"]),
+        helper.make_node("Mul", ["S", "mask"], ["masked"]),
+        helper.make_node(op_type, ["masked", "by"], ["M"]),
+    ]
+    source = layer_with_head(
+        tmp_path / "m.onnx", dead=((0, 1, 2, 4, 5),), dead_rows=(1, 4, 5), middle=middle, extra=extra
+    )
+    result = toolchain.shrink(source)  # the head reads 0 and 2, which the mask makes zero
+    assert [node.hidden_after for node in result.nodes] == [3]
+    assert result.output is not None
+    assert_equal(source, result.output, atol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("op_type", "options"),
     [
