@@ -123,6 +123,22 @@ def unrolled_rnn(path: Path, *, steps: int, between: str | None = None, tied: bo
     return save(path, nodes, [value("h0", ["B", 8])], [value(f"h{steps}", ["B", 8])], matrices)
 
 
+def in_both_branches(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return a model whose whole graph stands in both branches of an If."""
+    branches = []
+    for prefix in ("yes/", "no/"):
+        branch = onnx.compose.add_prefix_graph(model.graph, prefix, rename_inputs=False)
+        del branch.input[:]
+        branches.append(branch)
+    names = [output.name for output in model.graph.output]
+    node = helper.make_node("If", ["flag"], names, name="choose", then_branch=branches[0], else_branch=branches[1])
+    inputs = [*model.graph.input, value("flag", [], TensorProto.BOOL)]
+    graph = helper.make_graph([node], "graph", inputs, list(model.graph.output))
+    wrapped = helper.make_model(graph, opset_imports=list(model.opset_import), ir_version=model.ir_version)
+    wrapped.metadata_props.extend(model.metadata_props)
+    return wrapped
+
+
 def run(path: Path, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Run a model in ONNX Runtime: the oracle."""
     import onnxruntime as ort

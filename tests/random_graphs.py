@@ -93,6 +93,7 @@ class RandomGraph:
     roots: set[int] = field(default_factory=lambda: {FIXED})
     values: list[Features] = field(default_factory=list)
     stretches: list[tuple[tuple[int, ...], tuple[int, ...]]] = field(default_factory=list)  # of a Concat: out, in
+    twins: list[tuple[tuple[int, ...], tuple[int, ...]]] = field(default_factory=list)  # units with shared weights
     exact: bool = True
     opaque: bool = False  # behind an unknown operator no shape is known, so what follows may be kept, with its reason
     count: int = 0
@@ -348,9 +349,7 @@ class RandomGraph:
         """A second node with the same weights on the same input turned around in sign; one joint decision."""
         other = replace(x, name=self.op("Neg", [x.name]))
         again = self.add_units(x, directions, hidden, dead)
-        for row, other_row in zip(units, again, strict=True):
-            for one, two in zip(row, other_row, strict=True):
-                self.join([one, two])
+        self.twins.append((sum(units, ()), sum(again, ())))
         slots = [other.name, *slots[1:]]
         Y = self.op(op_type, slots, outputs=3 if op_type == "LSTM" else 2, **attributes)
         self.recurrent.append(Recurrent(name=Y, units=again, inputs=other))
@@ -518,6 +517,10 @@ class RandomGraph:
     def expected_sizes(self) -> list[tuple[int, int]]:
         """Return (input_size, hidden_size) that must be left of every recurrent node."""
         live, apart = self._reachable(), self.stretches
+        for one, other in self.twins:
+            if live & set(one) and live & set(other):  # a twin that nobody needs has no say
+                for pair in zip(one, other, strict=True):
+                    self.join(pair)
         while True:
             classes = {self.find(element) for element in live} | {self.find(FIXED)}
             kept = {element for element in range(len(self.parents)) if self.find(element) in classes}

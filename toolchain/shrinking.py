@@ -20,14 +20,14 @@ from toolchain.errors import ModelFileError, OutputError
 from toolchain.graph.branches import BranchPath, changed_branches
 from toolchain.graph.carried import find_state
 from toolchain.graph.costs import multiply_adds, parameters
-from toolchain.graph.explanation import NodeExplanation, explain, left_whole
+from toolchain.graph.explanation import NodeExplanation, explain
 from toolchain.graph.loading import load_model, written_model
 from toolchain.graph.normalise import Normalised, normalise
 from toolchain.graph.program import StatePair
-from toolchain.graph.surgery import Blocker, NodeChange, SurgeryPlan, apply_surgery, plan_surgery
+from toolchain.graph.surgery import NodeChange, SurgeryPlan, apply_surgery, plan_surgery
 from toolchain.graph.unrolled import Unrolled, find_unrolled
 from toolchain.interface import ModelInterface, read_interface
-from toolchain.verification import Parity, runnable, verify
+from toolchain.verification import Parity, prove, runnable
 
 SCHEMA = 1
 AUTO = "auto"
@@ -59,7 +59,6 @@ class ShrinkResult:
         undeclared: state pairs that the graph shows and nobody declared.
         undeclared_units: hidden units that would go if they were declared.
         not_simplified: why onnxsim could not run; None when it did.
-        left_whole: recurrent nodes that are not among `nodes`, and why.
         unrolled: recurrences that no recurrent operator computes, none of whose units can be cut.
         explanations: one for each of `nodes`, where they were asked for.
     """
@@ -75,7 +74,6 @@ class ShrinkResult:
     undeclared: tuple[StatePair, ...]
     undeclared_units: int
     not_simplified: str | None
-    left_whole: tuple[Blocker, ...]
     unrolled: tuple[Unrolled, ...]
     explanations: tuple[NodeExplanation, ...]
 
@@ -103,7 +101,6 @@ class ShrinkResult:
             },
             "parity": None if self.parity is None else asdict(self.parity),
             "carried": [list(pair) for pair in self.carried],
-            "left_whole": [asdict(blocker) for blocker in self.left_whole],
             "unrolled": [asdict(recurrence) for recurrence in self.unrolled],
             "explanations": [asdict(explanation) for explanation in self.explanations],
         }
@@ -120,7 +117,6 @@ class _Decision:
     carried: tuple[StatePair, ...]
     undeclared: tuple[StatePair, ...]
     undeclared_units: int
-    left_whole: tuple[Blocker, ...]
     unrolled: tuple[Unrolled, ...]
     explanations: tuple[NodeExplanation, ...]
     before: Sizes
@@ -193,7 +189,7 @@ def shrink(
             gc.collect()  # a graph's nodes and values refer to one another; ONNX Runtime needs the memory now
             progress("verifying")
             parity, *_ = [
-                verify(
+                prove(
                     original, unfinished, carried=decision.carried, compact_state=compact_state, forced=decision.forced
                 )
                 for original in originals
@@ -224,7 +220,6 @@ def _decide(
         carried=pairs,
         undeclared=undeclared,
         undeclared_units=undeclared_units,
-        left_whole=left_whole(graph),
         unrolled=find_unrolled(graph),
         explanations=explain(plan) if explained else (),
         before=Sizes(parameters=weights, multiply_adds=multiply_adds(graph), bytes=interface.file_bytes),
@@ -273,7 +268,6 @@ def _result(
         undeclared=decision.undeclared,
         undeclared_units=decision.undeclared_units,
         not_simplified=decision.not_simplified,
-        left_whole=decision.left_whole,
         unrolled=decision.unrolled,
         explanations=decision.explanations,
     )

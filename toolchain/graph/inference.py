@@ -4,7 +4,8 @@ ONNX's own inference is asked again, with what it cannot know added, until nothi
 
 reshape    ONNX follows shape arithmetic (`Shape -> Gather -> Concat -> Reshape`) only in newer opsets. Where it gives
            up, the shape's constant pieces still tell lengths that matter: `Concat(lengths, [width])` ends in `width`
-operator   LSTM, GRU and RNN define the shapes of what they read: where nothing else does, `X` is `[?, ?, input_size]`
+operator   LSTM, GRU and RNN define the shapes of what they read: where nothing else does, `X` is `[?, ?, input_size]`;
+           ONNX Runtime's DynamicQuantizeLSTM does so too, and returns what LSTM does
 captured   inside If, Loop and Scan ONNX knows the shapes of the surrounding graph's constants, not their content:
            while it infers, the bodies have copies of the constants that they read
 states     a Loop's state may change its shape from step to step, so ONNX assumes nothing about it. Here it is assumed
@@ -15,13 +16,14 @@ states     a Loop's state may change its shape from step to step, so ONNX assume
 from __future__ import annotations
 
 from collections import ChainMap
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import onnx
 from onnx import numpy_helper
 
-from toolchain.recurrent import GATES, slot
+from toolchain.axes import nodes_of
+from toolchain.recurrent import GATES, QUANTIZED_LSTM, column_axis, slot
 
 Piece = Sequence[int | None]  # one entry of a shape each, None when it is computed
 Shape = tuple[int | None, ...]
@@ -116,11 +118,29 @@ def _inferred(proto: onnx.ModelProto) -> onnx.ModelProto | None:
     declared: set[str] = set()
     while True:
         try:
-            proto = onnx.shape_inference.infer_shapes(proto, data_prop=True)
+            proto = _by_onnx(proto)
         except (RuntimeError, onnx.shape_inference.InferenceError):
             return None
         if not _add_known(proto.graph, _Scope(declared=declared)):
             return proto
+
+
+def _by_onnx(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """Let ONNX infer once; it does not know DynamicQuantizeLSTM, whose outputs are those of LSTM."""
+    domains = {place: node.domain for place, node in enumerate(nodes_of(proto.graph)) if node.op_type == QUANTIZED_LSTM}
+
+    def rename(model: onnx.ModelProto, op_type: str, names: Mapping[int, str]) -> None:
+        for place, node in enumerate(nodes_of(model.graph) if names else ()):
+            if place in names:
+                node.op_type, node.domain = op_type, names[place]
+
+    rename(proto, "LSTM", dict.fromkeys(domains, ""))
+    try:
+        inferred = onnx.shape_inference.infer_shapes(proto, data_prop=True)
+    finally:
+        rename(proto, QUANTIZED_LSTM, domains)
+    rename(inferred, QUANTIZED_LSTM, domains)
+    return inferred
 
 
 def _lend_constants(graph: onnx.GraphProto, around: dict[str, onnx.TensorProto]) -> set[str]:
@@ -228,12 +248,13 @@ def _add_operands(node: onnx.NodeProto, scope: _Scope) -> bool:
     if W is None or len(W) != 3 or not hidden or any(a.name == "layout" and a.i for a in node.attribute):
         return False
     state: Shape = (W[0], None, hidden)
-    wanted: dict[str, Shape] = {"X": (None, None, W[2]), "initial_h": state, "initial_c": state}
+    features = W[column_axis(node.op_type)]
+    element = onnx.TensorProto.FLOAT if node.op_type == QUANTIZED_LSTM else scope.element(node.input[slot("W")])
+    wanted: dict[str, Shape] = {"X": (None, None, features), "initial_h": state, "initial_c": state}
     found = False
     for name, shape in wanted.items():
         index = slot(name)
         if index < len(node.input) and node.input[index] and scope.shape(node.input[index]) is None:
-            element = scope.element(node.input[slot("W")])
             found |= _declare(node.input[index], element, shape, scope)
     return found
 

@@ -26,6 +26,7 @@ from toolchain.graph.subgraphs import (
     give_unique_names,
     graphs_in,
     hoist_constants,
+    lower_quantized,
     remove_unused,
     values_of,
 )
@@ -60,6 +61,7 @@ def normalise(model: ir.Model) -> Normalised:
     _drop_zero_states(model.graph)
     _split_zero_states(model.graph)
     remove_unused(model)
+    lower_quantized(model)
     return Normalised(model=model, declared=declared, not_simplified=problem)
 
 

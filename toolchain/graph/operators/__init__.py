@@ -10,11 +10,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import onnx_ir as ir
+
 from toolchain.graph.cells import Space, Transfer
 from toolchain.graph.edits import Edits
 from toolchain.graph.kept import Kept
 from toolchain.graph.nodes import NodeView
-from toolchain.graph.operators import control, elementwise, linear, mixing, movement, recurrence
+from toolchain.graph.operators import control, elementwise, linear, mixing, movement, quantised, recurrence
+from toolchain.recurrent import QUANTIZED_LSTM
 
 
 def _nothing(node: NodeView, neurons: dict[str, Space], kept: Kept, edits: Edits) -> None:
@@ -33,14 +36,21 @@ class Operator:
 _ELEMENTWISE = Operator(transfer=elementwise.transfer, note="position by position, with broadcasting")
 _RECURRENT = Operator(transfer=recurrence.transfer, rewrite=recurrence.rewrite,
                       note="units by least fixpoint, inputs, carried state; both directions")  # fmt: skip
+_QUANTIZED_LSTM = Operator(transfer=recurrence.transfer, rewrite=recurrence.rewrite,
+                           note="as LSTM, but only units and inputs that are always zero can go")  # fmt: skip
 _CONV = Operator(transfer=linear.conv, rewrite=linear.rewrite, note="channels, without groups")
 _MOVED = "positions are moved"
+_SCALED = Operator(transfer=quantised.linear_scale, note="constant scales, per tensor or per axis; what is quantized "
+                   "stays so")  # fmt: skip
+_INTEGER = Operator(transfer=quantised.integer_matmul, rewrite=quantised.rewrite_integer_matmul,
+                    note="a constant matrix")  # fmt: skip
 
 OPERATORS: dict[str, Operator] = {
     **dict.fromkeys(recurrence.OPERATORS, _RECURRENT),
+    f"com.microsoft.{QUANTIZED_LSTM}": _QUANTIZED_LSTM,
     **dict.fromkeys((*elementwise.UNARY, *elementwise.VARIADIC, *elementwise.FIRST_INPUT_ONLY), _ELEMENTWISE),
-    "MatMul": Operator(transfer=linear.matmul, rewrite=linear.rewrite, note="a constant matrix on one side; or two "
-                       "computed values, whose summed axis is kept whole"),
+    "MatMul": Operator(transfer=linear.matmul, rewrite=linear.rewrite, note="a constant matrix on one side, or on the "
+                       "right one per group; or two computed values, whose summed axis is kept whole"),
     "Gemm": Operator(transfer=linear.gemm, rewrite=linear.rewrite, note="a constant B"),
     "Einsum": Operator(transfer=linear.einsum, rewrite=linear.rewrite,
                        note="one axis of a computed value contracted with a constant matrix"),
@@ -71,4 +81,16 @@ OPERATORS: dict[str, Operator] = {
     "If": Operator(transfer=control.branches, note="both branches, which must return equal shapes"),
     "Loop": Operator(transfer=control.loop, note="states that keep their shape, collected outputs"),
     "Scan": Operator(transfer=control.scan, note="states, scanned inputs and outputs along any axis; from opset 9"),
+    "QuantizeLinear": _SCALED,
+    "DequantizeLinear": _SCALED,
+    "DynamicQuantizeLinear": Operator(transfer=quantised.dynamic, note="only positions that are always zero can go"),
+    "MatMulInteger": _INTEGER,
+    "QLinearMatMul": _INTEGER,
+    **dict.fromkeys(quantised.REFUSED, Operator(transfer=quantised.refused, note="left whole")),
 }  # fmt: skip
+
+
+def operator_of(node: ir.Node) -> Operator | None:
+    """Return a node's row of the table; operators of other domains than ONNX's own are listed as `domain.name`."""
+    own = node.domain in ("", "ai.onnx")
+    return OPERATORS.get(node.op_type if own else f"{node.domain}.{node.op_type}")

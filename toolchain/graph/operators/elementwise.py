@@ -44,12 +44,20 @@ def transfer(node: NodeView) -> Transfer:
         needed = _needed(node, index, out)
         read = _read(out, operand, needed)
         keeps_zero = node.node.op_type in _KEEPS_ZERO
-        statements.append(replace(read, keeps_zero=keeps_zero, absorbs_zero=node.node.op_type == "Mul"))
+        statements.append(replace(read, keeps_zero=keeps_zero, absorbs_zero=_absorbs_zero(node, index)))
         statements += _couple(out, operand)
     if node.has_output(1):  # the mask of Dropout
         statements.insert(0, Couple(a=node.output(1).cells.ravel(), b=out.cells.ravel()))
         statements.insert(0, Read(reader=node.output(1).cells.ravel(), read=out.cells.ravel()))
     return Transfer(statements=tuple(statements))
+
+
+def _absorbs_zero(node: NodeView, index: int) -> bool:
+    """Tell whether a zero at input `index` makes the output zero, whatever the other operand is there."""
+    if node.node.op_type == "Div":
+        divisor = node.constant(1)
+        return index == 0 and divisor is not None and bool(np.all(divisor))
+    return node.node.op_type == "Mul" or (node.node.op_type == "PRelu" and index == 0)
 
 
 def _needed(node: NodeView, index: int, out: Space) -> np.ndarray | None:

@@ -22,17 +22,20 @@ from toolchain.graph.cells import (
     couple,
     pairs,
 )
+from toolchain.graph.dequantized import constant_of
 from toolchain.graph.edits import Edits
 from toolchain.graph.kept import Kept
 from toolchain.graph.nodes import MAX_CELLS, NodeView
+from toolchain.graph.operators import grouped
 
 
 def is_linear(node: ir.Node) -> bool:
     """Tell whether a node multiplies by a constant matrix, or looks up a constant table."""
     places = {"MatMul": (0, 1), "Einsum": (0, 1), "Gemm": (1,), "Conv": (1,), "ConvTranspose": (1,), "Gather": (0,)}
     weights = [node.inputs[place] for place in places.get(node.op_type, ())]
-    return any(value is not None and value.const_value is not None and len(value.const_value.shape) > 1
-               for value in weights)  # fmt: skip
+    roots = [constant_of(value) for value in weights]
+    return any(root is not None and root.const_value is not None and len(root.const_value.shape) > 1
+               for root in roots)  # fmt: skip
 
 
 def matmul(node: NodeView) -> Transfer:
@@ -40,6 +43,8 @@ def matmul(node: NodeView) -> Transfer:
     if node.constant(1) is not None and node.weights(1).ndim == 2:
         W = node.weights(1)
         return _contraction(node, data=0, axis=-1, weights=W != 0)
+    if node.constant(1) is not None and node.weights(1).ndim == 3:
+        return grouped.matmul(node)
     if node.constant(0) is not None and node.weights(0).ndim == 2:
         W = node.weights(0)
         return _contraction(node, data=1, axis=-2, weights=W.T != 0)
@@ -182,21 +187,25 @@ def _product(node: NodeView) -> Transfer:
 
 def rewrite(node: NodeView, neurons: dict[str, Space], kept: Kept, edits: Edits) -> None:
     """Slice the matrix of a contraction; a bias is sliced with every other constant operand."""
+    if len(neurons["rows"].shape) > 1:
+        grouped.rewrite(node, neurons, kept, edits)
+        return
     rows, columns = kept.table(neurons["rows"]), kept.table(neurons["columns"])
     op_type = node.node.op_type
     if op_type == "Einsum":
         _, matrix, summed, _ = _contracted(node)
         by_rows = _subscripts(node)[0][matrix].startswith(summed)
         first, second = (rows, columns) if by_rows else (columns, rows)
-        edits.put(node.node, matrix, node.weights(matrix)[first][:, second])
+        edits.cut(node.node, matrix, lambda W: W[first][:, second])
         return
     on_the_left = op_type == "MatMul" and node.constant(1) is None
     index = 0 if on_the_left else 1
     transposed = on_the_left or op_type == "Conv" or (op_type == "Gemm" and bool(node.attribute("transB", 0)))
     first, second = (columns, rows) if transposed else (rows, columns)
-    edits.put(node.node, index, node.weights(index)[first][:, second])
+    edits.cut(node.node, index, lambda W: W[first][:, second])
 
 
 def rewrite_embedding(node: NodeView, neurons: dict[str, Space], kept: Kept, edits: Edits) -> None:
     """Keep the table's columns that are read."""
-    edits.put(node.node, 0, node.weights(0)[:, kept.table(neurons["columns"])])
+    columns = kept.table(neurons["columns"])
+    edits.cut(node.node, 0, lambda table: table[:, columns])
