@@ -503,7 +503,7 @@ class RandomGraph:
 
     def unknown(self, x: Features) -> Features:
         """An operator that the surgery does not know: kept whole, and named."""
-        name = self.op("Gelu", [x.name], domain="com.microsoft")
+        name = self.op("SampleOp", [x.name], domain="com.microsoft")
         first, self.opaque = not self.opaque, True  # behind the first, nothing is described that could be named
         self.join([FIXED, *x.elements])
         everything = frozenset().union(*x.reads)

@@ -1,69 +1,81 @@
 """Shapes of a graph, inferred from its inputs alone.
 
 ONNX's own inference follows shape arithmetic (`Shape -> Gather -> Concat -> Reshape`) only in newer opsets. Where it
-gives up on a Reshape, the shape's constant pieces still tell the lengths that matter: `Concat(lengths, [width])` has
-the static length `width` at the end, whatever the others are. What is found so is fed back, until nothing new follows.
+gives up on an output, the shape that its operator is given still tells the lengths that matter: `Concat(lengths,
+[width])` has the static length `width` at the end, whatever the others are. What is found so is fed back, until nothing
+new follows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-
 import onnx
-from onnx import numpy_helper
 
-Piece = Sequence[int | None]  # one entry of a shape each, None when it is computed
+from toolchain.graph.lengths import Entries, Known, fold_lengths, known_lengths, shape_input
+from toolchain.graph.stand_ins import put_stand_ins, take_stand_ins_out
 
 
-def with_inferred_shapes(proto: onnx.ModelProto) -> onnx.ModelProto:
-    """Forget every shape that is not an input's and infer anew, because exporters leave stale ones; changes `proto`."""
+def with_inferred_shapes(proto: onnx.ModelProto, *, folded: bool = False) -> onnx.ModelProto:
+    """Forget every shape that is not an input's and infer anew, because exporters leave stale ones; changes `proto`.
+
+    With `folded`, lengths that are known take the place of the nodes that compute them.
+    """
     del proto.graph.value_info[:]
     for output in proto.graph.output:
         output.type.tensor_type.ClearField("shape")
+    opset = next((known.version for known in proto.opset_import if known.domain in ("", "ai.onnx")), 1)
+    replaced = put_stand_ins(proto.graph, opset)
+    inferred = _inferred(proto, folded=folded)
+    take_stand_ins_out(inferred.graph, replaced)
+    return inferred
+
+
+def _inferred(proto: onnx.ModelProto, *, folded: bool) -> onnx.ModelProto:
     while True:
         try:
             proto = onnx.shape_inference.infer_shapes(proto, data_prop=True)
         except (RuntimeError, onnx.shape_inference.InferenceError):
             return proto  # shapes stay unknown: what depends on them is kept whole and named
-        if not _add_reshaped(proto.graph):
+        known = known_lengths(proto.graph)
+        declared = _declare(proto.graph, known)
+        if not (folded and fold_lengths(proto.graph, known)) and not declared:
             return proto
 
 
-def _add_reshaped(graph: onnx.GraphProto) -> bool:
-    """Declare the output of each Reshape of unknown result by the pieces of its shape; tell whether any was."""
-    known = {value.name: value for value in (*graph.input, *graph.value_info, *graph.output)}
-    constants = {tensor.name: tensor for tensor in graph.initializer}
-    producers = {name: node for node in graph.node for name in node.output}
+def _declare(graph: onnx.GraphProto, known: Known) -> bool:
+    """Declare the outputs of unknown shape of the operators that are given one; tell whether there were any."""
     found = False
     for node in graph.node:
-        if node.op_type != "Reshape" or len(node.input) < 2 or _has_shape(known.get(node.output[0])):
+        index = shape_input(node)
+        if index is None or _has_shape(known.values.get(node.output[0])):
             continue
-        data, concat = known.get(node.input[0]), producers.get(node.input[1])
-        if data is None or concat is None or concat.op_type != "Concat":
+        entries, data = known.of(node.input[index]), known.values.get(node.input[0])
+        shape = None if entries is None else _lengths(node, entries, data)
+        if shape is None or data is None:
             continue
-        pieces = [_piece(name, known, constants) for name in concat.input]
-        lengths = [entry for piece in pieces if piece is not None for entry in piece]
-        if None not in pieces:
-            element = data.type.tensor_type.elem_type
-            shape = [length if length is not None and length > 0 else None for length in lengths]
-            declared = onnx.helper.make_tensor_value_info(node.output[0], element, shape)
-            known.setdefault(node.output[0], graph.value_info.add()).CopyFrom(declared)
-            found = True
+        value = known.values.get(node.output[0]) or graph.value_info.add()
+        element = value.type.tensor_type.elem_type or data.type.tensor_type.elem_type
+        value.CopyFrom(onnx.helper.make_tensor_value_info(node.output[0], element, shape))
+        found = True
     return found
+
+
+def _lengths(node: onnx.NodeProto, entries: Entries, data: onnx.ValueInfoProto | None) -> list[int | None] | None:
+    """Return the output's lengths; those copied from the data, inferred or computed are not known."""
+    lengths = [entry if isinstance(entry, int) and entry > 0 else None for entry in entries.ravel()]
+    if node.op_type != "Expand":
+        return lengths if node.op_type in ("Reshape", "Resize") else None
+    if data is None or not _has_shape(data):
+        return None
+    own = [dim.dim_value or None for dim in data.type.tensor_type.shape.dim]
+    padded = [[1] * (max(len(own), len(lengths)) - len(some)) + some for some in (own, lengths)]
+    return [_broadcast(one, other) for one, other in zip(*padded, strict=True)]
+
+
+def _broadcast(one: int | None, other: int | None) -> int | None:
+    if one is not None and one > 1:
+        return one
+    return other if one == 1 or (other is not None and other > 1) else None
 
 
 def _has_shape(value: onnx.ValueInfoProto | None) -> bool:
     return value is not None and value.type.tensor_type.HasField("shape")
-
-
-def _piece(
-    name: str, known: Mapping[str, onnx.ValueInfoProto], constants: Mapping[str, onnx.TensorProto]
-) -> Piece | None:
-    """Return the entries that a piece adds to a shape; None when not even their number is known."""
-    if name in constants:
-        return [int(entry) for entry in numpy_helper.to_array(constants[name]).ravel()]
-    value = known.get(name)
-    if value is None or len(value.type.tensor_type.shape.dim) != 1:
-        return None
-    (axis,) = value.type.tensor_type.shape.dim
-    return [None] * axis.dim_value if axis.dim_value else None

@@ -89,7 +89,7 @@ def _simplified(model: ir.Model) -> tuple[ir.Model, str | None]:
         onnx.shape_inference.InferenceError,
     ) as error:
         problem = " ".join(str(error).split())[:200]
-    result = ir.from_proto(inference.with_inferred_shapes(skeleton))
+    result = ir.from_proto(inference.with_inferred_shapes(skeleton, folded=True))
     _return_weights(result.graph, lifted)
     common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(result)
     result.metadata_props.update(model.metadata_props)

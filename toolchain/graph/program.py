@@ -29,7 +29,7 @@ from toolchain.graph.cells import (
     pairs,
 )
 from toolchain.graph.nodes import NodeView, Numbering
-from toolchain.graph.operators import OPERATORS
+from toolchain.graph.operators import operator_of
 from toolchain.graph.operators.linear import is_linear
 from toolchain.graph.operators.recurrence import shared_weights
 from toolchain.recurrent import GATES, check_shapes, slot
@@ -185,7 +185,7 @@ def _outside(node: ir.Node, numbering: Numbering) -> Transfer:
 def _transfer(node: NodeView, numbering: Numbering) -> Transfer:
     """Describe one node, or say why it cannot be."""
     _check_recurrent(node)
-    operator = OPERATORS.get(node.node.op_type) if node.node.domain in ("", "ai.onnx") else None
+    operator = operator_of(node.node)
     if operator is None:
         return _blocked(node, numbering, "no transfer function is known for this operator")
     try:

@@ -15,7 +15,7 @@ from toolchain.graph.kept import Kept
 from toolchain.graph.layout import Layout, decide_layout
 from toolchain.graph.nodes import NodeView
 from toolchain.graph.normalise import Normalised
-from toolchain.graph.operators import OPERATORS
+from toolchain.graph.operators import operator_of
 from toolchain.graph.program import Program, StatePair, demanded, describe
 from toolchain.recurrent import GATES
 
@@ -112,7 +112,9 @@ def apply_surgery(plan: SurgeryPlan, normalised: Normalised) -> ir.Model:
         if transfer.blocked is not None or not _touched(program, node, transfer, kept):
             continue
         _slice_operands(program, node, kept, edits)
-        OPERATORS[node.node.op_type].rewrite(node, transfer.neurons, kept, edits)
+        operator = operator_of(node.node)
+        if operator is not None:
+            operator.rewrite(node, transfer.neurons, kept, edits)
         for port in bridged:
             if port in transfer.statements and not kept.whole(transfer.neurons["units"]):
                 units = transfer.neurons["units"]
