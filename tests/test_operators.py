@@ -9,11 +9,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
-from graphs import layer_with_head, recurrent_shapes, run
-from onnx import NodeProto, helper
+from graphs import kill, layer_with_head, recurrent_shapes, recurrent_weights, run, save, value
+from onnx import NodeProto, TensorProto, helper
 
 import toolchain
+from toolchain.errors import ModelFileError
 from toolchain.graph.operators import OPERATORS
 from toolchain.graph.support import support_table
 
@@ -381,3 +383,58 @@ def test_the_documented_table_is_the_code(request: pytest.FixtureRequest) -> Non
     documented = request.config.rootpath / "docs" / "operators.md"
     assert documented.read_text() == support_table(), "run python -m toolchain.graph.support > docs/operators.md"
     assert all(name in support_table() for name in OPERATORS)
+
+
+def test_a_direction_that_dies_takes_its_own_activations_with_it(tmp_path: Path) -> None:
+    weights = recurrent_weights("GRU", input_size=3, hidden_size=4, directions=2)
+    head = rng.standard_normal((8, 2)).astype(np.float32)
+    kill(head, range(4), axis=0)  # of the first direction, whose alpha comes before those of the second
+    nodes = [
+        node("GRU", ["X", "W", "R", "B"], ["Y"], hidden_size=4, direction="bidirectional",
+             activations=["Sigmoid", "LeakyRelu", "Elu", "LeakyRelu"], activation_alpha=[0.1, 0.7, 0.4]),
+        BOTH, node("Reshape", ["Yt", "shape"], ["M"]), node("MatMul", ["M", "head"], ["Z"]),
+    ]  # fmt: skip
+    constants = {**weights, "head": head, "shape": array(0, 0, 8)}
+    source = save(tmp_path / "m.onnx", nodes, [value("X", ["T", "B", 3])], [value("Z", [None] * 3)], constants)
+    result = toolchain.shrink(source)
+    recurrent = onnx.load(result.output).graph.node[0]
+    attributes = {attribute.name: helper.get_attribute_value(attribute) for attribute in recurrent.attribute}
+    assert (attributes["direction"], attributes["activations"]) == (b"reverse", [b"Elu", b"LeakyRelu"])
+    np.testing.assert_allclose(attributes["activation_alpha"], [0.7, 0.4])
+    feeds = {"X": rng.standard_normal((5, 2, 3)).astype(np.float32)}
+    np.testing.assert_allclose(run(result.output, feeds)["Z"], run(source, feeds)["Z"], atol=1e-6)
+
+
+def test_a_weight_under_two_names_is_cut_once_and_stays_one(tmp_path: Path) -> None:
+    weights = recurrent_weights("GRU", input_size=3, hidden_size=8)
+    kill(weights["R"], DEAD)
+    head = np.where(np.isin(np.arange(8), DEAD)[:, None], 0, rng.random((8, 2))).astype(np.float32)
+    nodes = [node("Identity", [name], [f"{name}_again"]) for name in weights]
+    nodes += [
+        node("GRU", ["X", "W", "R", "B"], ["Y"], hidden_size=8), node("Neg", ["X"], ["N"]),
+        node("GRU", ["N", "W_again", "R_again", "B_again"], ["V"], hidden_size=8), node("Sub", ["Y", "V"], ["D"]),
+        node("Squeeze", ["D", "one"], ["M"]), node("MatMul", ["M", "head"], ["Z"]),
+    ]  # fmt: skip
+    constants = {**weights, "head": head, "one": array(1)}
+    source = save(tmp_path / "m.onnx", nodes, [value("X", ["T", "B", 3])], [value("Z", [None] * 3)], constants)
+    result = toolchain.shrink(source)
+    first, second = (node for node in onnx.load(result.output).graph.node if node.op_type == "GRU")
+    assert list(first.input)[1:4] == list(second.input)[1:4]
+    assert recurrent_shapes(result.output) == [(3, LEFT), (3, LEFT)]
+
+
+@pytest.mark.parametrize(("op_type", "said"), [("LSTM", "does not support double yet"), ("RNN", "implementation for")])
+def test_double_precision_is_refused_in_one_line_because_onnx_runtime_does_not_run_it(
+    tmp_path: Path, op_type: str, said: str
+) -> None:
+    weights = recurrent_weights(op_type, input_size=3, hidden_size=8, dtype=np.float64)
+    kill(weights["R"], DEAD)
+    head = np.where(np.isin(np.arange(8), DEAD)[:, None], 0, rng.random((8, 2)))
+    nodes = [node(op_type, ["X", "W", "R"], ["Y"], hidden_size=8), SQUEEZE, node("MatMul", ["S", "head"], ["Z"])]
+    ends = [value("X", ["T", "B", 3], TensorProto.DOUBLE)], [value("Z", [None] * 3, TensorProto.DOUBLE)]
+    source = save(tmp_path / "m.onnx", nodes, *ends, {**weights, "head": head, "one": array(1)})
+    with pytest.raises(ModelFileError, match=said) as error:
+        toolchain.shrink(source)
+    assert str(error.value).startswith(str(source))
+    assert "\n" not in str(error.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["m.onnx"]

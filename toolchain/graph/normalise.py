@@ -70,6 +70,7 @@ def _lift_constants(model: ir.Model) -> None:
         common.InlinePass()(model)
     common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     common.RemoveInitializersFromInputsPass()(model)
+    common.IdentityEliminationPass()(model)  # so that a weight under two names is seen to be one
     model.ir_version = max(model.ir_version or 0, 4)  # before 4 every initializer had to be an input too
 
 
