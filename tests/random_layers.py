@@ -117,8 +117,17 @@ def side_by_side(
     if directions == 1 and graph.chance(0.7):
         return replace(books, name=graph.with_axes("Squeeze", Y, [1], 13))
     turned = graph.op("Transpose", [Y], perm=[0, 2, 1, 3])
-    width = graph.choose([-1, directions * hidden])
-    return replace(books, name=graph.op("Reshape", [turned, graph.const([0, 0, width])]))
+    width = graph.choose([-1, directions * hidden, "computed"])
+    shape = shape_read_from(graph, Y) if width == "computed" else graph.const([0, 0, width])
+    return replace(books, name=graph.op("Reshape", [turned, shape]))
+
+
+def shape_read_from(graph: RandomGraph, Y: str) -> str:
+    """Compute `[T, B, D*H]` from the shape of Y, as a traced program does."""
+    shape = graph.op("Shape", [Y])
+    width = graph.op("Mul", [graph.op("Gather", [shape, graph.const(np.array(axis))]) for axis in (1, 3)])
+    pieces = [graph.slice(shape, 0, 1, 0), graph.slice(shape, 2, 3, 0), graph.with_axes("Unsqueeze", width, [0], 13)]
+    return graph.op("Concat", pieces, axis=0)
 
 
 def twin(

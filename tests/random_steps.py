@@ -119,7 +119,8 @@ def replaced(graph: RandomGraph, x: Features) -> Features:
 
 def by_coordinates(graph: RandomGraph, x: Features) -> Features:
     """Pick features by GatherND, of whose data they must be the first axis."""
-    if graph.opset < 11:
+    # ONNX Runtime 1.32 dies of a segmentation fault on a float16 GatherND -> Transpose -> MatMul.
+    if graph.opset < 11 or graph.dtype == np.float16:
         return x
     places = graph.draw(st.lists(st.integers(0, len(x) - 1), min_size=1, max_size=len(x), unique=True))
     front = graph.op("Transpose", [x.name], perm=[2, 0, 1])
