@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -94,6 +94,8 @@ def fold_lengths(graph: onnx.GraphProto, known: Known) -> bool:
         if len(node.output) == 1 and node.output[0] in known.entries and _numbers(known.entries[node.output[0]])
     }
     outputs = {value.name for value in graph.output}
+    producers = {name: node for node in graph.node for name in node.output}
+    fresh = _fresh_names({*producers, *known.values, *(tensor.name for tensor in graph.initializer)})
     nodes: list[onnx.NodeProto] = []
     changed = False
     for node in graph.node:
@@ -104,7 +106,7 @@ def fold_lengths(graph: onnx.GraphProto, known: Known) -> bool:
             continue
         index = shape_input(node)
         if index is not None:
-            spelled = _spelled_out(graph, node, index, known)
+            spelled = _spelled_out(graph, node, index, known, producers, fresh)
             nodes += spelled
             changed |= bool(spelled)
         nodes.append(node)
@@ -114,21 +116,25 @@ def fold_lengths(graph: onnx.GraphProto, known: Known) -> bool:
     return changed
 
 
-def _spelled_out(graph: onnx.GraphProto, node: onnx.NodeProto, index: int, known: Known) -> list[onnx.NodeProto]:
+def _fresh_names(taken: Collection[str]) -> Iterator[str]:
+    names = (f"shape_piece{number}" for number in itertools.count())
+    return (name for name in names if name not in taken)
+
+
+def _spelled_out(
+    graph: onnx.GraphProto,
+    node: onnx.NodeProto,
+    index: int,
+    known: Known,
+    producers: Mapping[str, onnx.NodeProto],
+    fresh: Iterator[str],
+) -> list[onnx.NodeProto]:
     """Put a shape together anew from its numbers and the run-time lengths; return the nodes that do it."""
     shape = node.input[index]
-    producers = {name: producer for producer in graph.node for name in producer.output}
     pieces = list(_pieces(shape, known, producers))
-    if shape in known.constants or not any(isinstance(piece, np.ndarray) and _numbers(piece) for piece in pieces):
+    has_numbers = any(not isinstance(piece, str) and _numbers(piece) for piece in pieces)
+    if shape in known.constants or not has_numbers or _is_spelled_out(shape, known, producers):
         return []
-    producer = producers.get(shape)
-    if producer is not None and producer.op_type == "Concat":
-        apart = [list(_pieces(name, known, producers)) for name in producer.input if name not in known.constants]
-        if all(len(some) == 1 and (isinstance(some[0], str) or not _numbers(some[0])) for some in apart):
-            return []  # it is spelled out already
-    taken = {name for name, _ in known.entries.items()} | set(producers) | set(known.values)
-    names = (f"{shape}_piece{number}" for number in itertools.count())
-    fresh = (name for name in names if name not in taken)
     nodes: list[onnx.NodeProto] = []
     inputs: list[str] = []
     for piece in pieces:
@@ -148,6 +154,15 @@ def _spelled_out(graph: onnx.GraphProto, node: onnx.NodeProto, index: int, known
     nodes.append(helper.make_node("Concat", inputs, [whole], name=whole, axis=0))
     node.input[index] = whole
     return nodes
+
+
+def _is_spelled_out(shape: str, known: Known, producers: Mapping[str, onnx.NodeProto]) -> bool:
+    """Tell whether a shape is a Concat of constants and of pieces that hold no number."""
+    producer = producers.get(shape)
+    if producer is None or producer.op_type != "Concat":
+        return False
+    computed = [list(_pieces(name, known, producers)) for name in producer.input if name not in known.constants]
+    return all(len(some) == 1 and (isinstance(some[0], str) or not _numbers(some[0])) for some in computed)
 
 
 def _pieces(name: str, known: Known, producers: Mapping[str, onnx.NodeProto]) -> Iterator[str | Entries]:

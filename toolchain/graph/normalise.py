@@ -44,6 +44,7 @@ class Normalised:
 def normalise(model: ir.Model) -> Normalised:
     """Return an equal model in normal form; the argument is used up."""
     _lift_constants(model)
+    common.IdentityEliminationPass()(model)  # so that a weight under two names is seen to be one
     declared = {str(value.name): value.shape for value in model.graph.outputs}
     model, problem = _simplified(model)
     _fold_constants(model.graph)
@@ -70,7 +71,6 @@ def _lift_constants(model: ir.Model) -> None:
         common.InlinePass()(model)
     common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     common.RemoveInitializersFromInputsPass()(model)
-    common.IdentityEliminationPass()(model)  # so that a weight under two names is seen to be one
     model.ir_version = max(model.ir_version or 0, 4)  # before 4 every initializer had to be an input too
 
 

@@ -1,7 +1,7 @@
 """The table of operators: for each, how it moves demand (`transfer`) and how it is rewritten (`rewrite`).
 
 To add an operator: write a `transfer` in the module of its family (and a `rewrite` if a constant or an attribute of it
-mentions a width), add a line here, and a case to tests/test_operators.py. An operator that is not in the table demands
+mentions a width), add a line here, and a case to tests/operator_cases.py. An operator that is not in the table demands
 everything it reads, keeps its shapes, and is named to the user: it can cost size, never correctness.
 
 Operators of other domains than ONNX's own are listed by domain and name.
