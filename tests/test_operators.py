@@ -6,10 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime as ort
 import pytest
 from graphs import kill, layer_with_head, recurrent_shapes, recurrent_weights, run, save, value
 from onnx import TensorProto, helper
-from operator_cases import BOTH, CASES, DEAD, LEFT, SQUEEZE, WHOLE, Case, array, node
+from operator_cases import BOTH, CASES, DEAD, DEAD_ROWS, LEFT, SQUEEZE, WHOLE, Case, array, node
 
 import toolchain
 from toolchain.errors import ModelFileError
@@ -100,3 +101,32 @@ def test_double_precision_is_refused_in_one_line_because_onnx_runtime_does_not_r
     assert str(error.value).startswith(str(source))
     assert "\n" not in str(error.value)
     assert [path.name for path in tmp_path.iterdir()] == ["m.onnx"]
+
+
+def test_what_the_optimiser_of_onnx_runtime_wrote_is_understood(tmp_path: Path) -> None:
+    gelu = (
+        node("Div", ["S", "root2"], ["d"]), node("Erf", ["d"], ["e"]), node("Add", ["e", "one_"], ["p"]),
+        node("Mul", ["S", "p"], ["m"]), node("Mul", ["m", "half"], ["G"]),
+        node("Transpose", ["G"], ["C"], perm=[1, 2, 0]), node("Conv", ["C", "kernel"], ["K"]),
+        node("Relu", ["K"], ["R_"]), node("Transpose", ["R_"], ["M"], perm=[2, 0, 1]),
+    )  # fmt: skip
+    numbers = {"root2": np.float32(2**0.5), "one_": np.float32(1), "half": np.float32(0.5)}
+    extra = {**numbers, "one": array(1), "kernel": DEAD_ROWS.T[..., None].copy()}
+    source = layer_with_head(tmp_path / "m.onnx", dead=(DEAD,), middle=(SQUEEZE, *gelu), extra=extra, dead_rows=())
+    optimised = optimise(source, tmp_path / "optimised.onnx")
+    fused = {known.op_type for known in onnx.load(optimised).graph.node if known.domain == "com.microsoft"}
+    assert fused == {"Gelu", "FusedConv"}
+    result = toolchain.shrink(optimised)
+    assert recurrent_shapes(result.output) == [(5, LEFT)]
+    feeds = {"X": rng.standard_normal((5, 2, 5)).astype(np.float32)}
+    np.testing.assert_allclose(run(result.output, feeds)["Z"], run(source, feeds)["Z"], atol=1e-6)
+
+
+def optimise(source: Path, target: Path) -> Path:
+    """Let ONNX Runtime write the model as it would run it, with operators fused."""
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+    options.optimized_model_filepath = str(target)
+    options.log_severity_level = 4
+    ort.InferenceSession(str(source), options, providers=["CPUExecutionProvider"])
+    return target
