@@ -97,6 +97,7 @@ class RandomGraph:
     values: list[Features] = field(default_factory=list)
     stretches: list[tuple[tuple[int, ...], tuple[int, ...]]] = field(default_factory=list)  # of a Concat: out, in
     exact: bool = True
+    settled: bool = True  # False: a node that nobody reads is gone the second time, and with it what it had a say in
     opaque: bool = False  # behind an unknown operator no shape is known, so what follows may be kept, with its reason
     count: int = 0
 
@@ -222,6 +223,8 @@ class RandomGraph:
                     live |= set(free[: max(map(sum, rows)) - sum(mask)])
             if live <= kept:
                 break
+        read = self._reachable()
+        self.settled = all(any(unit in read for row in node.units for unit in row) for node in self.recurrent)
         # A value of which nobody reads anything keeps one position all the same.
         self.exact &= all(any(element in kept for element in known.elements) for known in self.values)
         return [(sum(element in kept for element in node.inputs.elements), sum(unit in kept for unit in node.units[0]))

@@ -130,9 +130,8 @@ def by_coordinates(graph: RandomGraph, x: Features) -> Features:
 
 def over_time(graph: RandomGraph, x: Features) -> Features:
     """Something that mixes the steps and leaves the features alone."""
-    kind = graph.choose(
-        ["centred", *(["CumSum"] if graph.opset >= 11 else []), *(["Softmax"] if graph.opset >= 13 else [])]
-    )
+    since = {"centred": 9, "Softmax": 13, "CumSum": 11 if graph.dtype == np.float32 else 14}
+    kind = graph.choose([kind for kind, opset in since.items() if graph.opset >= opset])
     if kind == "CumSum":
         return x.nonzero(graph.op("CumSum", [x.name, graph.const(np.array(0))]))
     if kind == "Softmax":
