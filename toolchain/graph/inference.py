@@ -42,33 +42,53 @@ def _inferred(proto: onnx.ModelProto, *, folded: bool) -> onnx.ModelProto:
 
 
 def _declare(graph: onnx.GraphProto, known: Known) -> bool:
-    """Declare the outputs of unknown shape of the operators that are given one; tell whether there were any."""
+    """Declare what follows for the outputs of the operators that are given a shape; tell whether any was news."""
     found = False
     for node in graph.node:
         index = shape_input(node)
-        if index is None or _has_shape(known.values.get(node.output[0])):
-            continue
-        entries, data = known.of(node.input[index]), known.values.get(node.input[0])
+        entries = None if index is None else known.of(node.input[index])
+        data, value = known.values.get(node.input[0]) if node.input else None, known.values.get(node.output[0])
         shape = None if entries is None else _lengths(node, entries, data)
         if shape is None or data is None:
             continue
-        value = known.values.get(node.output[0]) or graph.value_info.add()
-        element = value.type.tensor_type.elem_type or data.type.tensor_type.elem_type
+        if value is not None and _has_shape(value):
+            found |= _fill_in(value, shape)
+            continue
+        value = value or graph.value_info.add()
+        element = value.type.tensor_type.elem_type or _element(node, data)
         value.CopyFrom(onnx.helper.make_tensor_value_info(node.output[0], element, shape))
         found = True
     return found
+
+
+def _fill_in(value: onnx.ValueInfoProto, shape: list[int | None]) -> bool:
+    """Set the lengths that were not known before; tell whether there were any."""
+    dims = value.type.tensor_type.shape.dim
+    if len(dims) != len(shape):
+        return False
+    news = [(dim, length) for dim, length in zip(dims, shape, strict=True) if length and not dim.HasField("dim_value")]
+    for dim, length in news:
+        dim.dim_value = length
+    return bool(news)
 
 
 def _lengths(node: onnx.NodeProto, entries: Entries, data: onnx.ValueInfoProto | None) -> list[int | None] | None:
     """Return the output's lengths; those copied from the data, inferred or computed are not known."""
     lengths = [entry if isinstance(entry, int) and entry > 0 else None for entry in entries.ravel()]
     if node.op_type != "Expand":
-        return lengths if node.op_type in ("Reshape", "Resize") else None
+        return lengths
     if data is None or not _has_shape(data):
         return None
     own = [dim.dim_value or None for dim in data.type.tensor_type.shape.dim]
     padded = [[1] * (max(len(own), len(lengths)) - len(some)) + some for some in (own, lengths)]
     return [_broadcast(one, other) for one, other in zip(*padded, strict=True)]
+
+
+def _element(node: onnx.NodeProto, data: onnx.ValueInfoProto) -> int:
+    """Return the number type of an output: the data's, or that of what a shape is filled with."""
+    if node.op_type != "ConstantOfShape":
+        return int(data.type.tensor_type.elem_type)
+    return next((attribute.t.data_type for attribute in node.attribute), onnx.TensorProto.FLOAT)
 
 
 def _broadcast(one: int | None, other: int | None) -> int | None:
