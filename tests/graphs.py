@@ -9,6 +9,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from toolchain.runtime import RUNTIME_ERRORS
+
 GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
 OPSET = 17
 
@@ -147,6 +149,22 @@ def run(path: Path, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     options.log_severity_level = 4
     session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     return dict(zip([output.name for output in session.get_outputs()], session.run(None, feeds), strict=True))
+
+
+def newest_opset() -> int:
+    """Return the newest opset that both the installed onnx knows and the installed ONNX Runtime runs."""
+    import onnxruntime as ort
+
+    for opset in range(onnx.defs.onnx_opset_version(), OPSET, -1):
+        nodes = [helper.make_node("Relu", ["X"], ["Z"])]
+        graph = helper.make_graph(nodes, "graph", [value("X", [1])], [value("Z", [1])])
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
+        try:
+            ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+        except RUNTIME_ERRORS:
+            continue
+        return opset
+    return OPSET
 
 
 def initializer(path: Path, name: str) -> np.ndarray:

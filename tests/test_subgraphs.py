@@ -13,7 +13,8 @@ from click.testing import CliRunner
 from graphs import GATES, constant, in_both_branches, kill, recurrent_weights, run, save, value
 from hypothesis import HealthCheck, given, settings
 from onnx import TensorProto, helper, numpy_helper
-from random_graphs import STATIC_BATCH, RandomGraph, random_graphs
+from random_books import STATIC_BATCH, RandomGraph
+from random_graphs import random_graphs
 from test_properties import feeds_of
 
 import toolchain

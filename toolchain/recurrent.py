@@ -36,6 +36,7 @@ INPUTS = ("X", "W", "R", "B", "sequence_lens", "initial_h", "initial_c", "P",
           "W_scale", "W_zero_point", "R_scale", "R_zero_point")  # fmt: skip
 OUTPUTS = ("Y", "Y_h", "Y_c")
 NUM_PEEPHOLES = 3
+NUM_LSTM_INPUTS = 8  # those after them are of DynamicQuantizeLSTM
 
 
 def slot(name: str) -> int:

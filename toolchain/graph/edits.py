@@ -14,6 +14,7 @@ from toolchain.graph.dequantized import DEQUANTIZE, Pick, quantized
 from toolchain.graph.subgraphs import graphs_in, values_of
 
 Attributes = Mapping[str, Any]
+LISTS_AS_INPUTS = 13  # the opset from which on Squeeze and Split take their lists as inputs
 
 
 class Edits:

@@ -129,6 +129,10 @@ class NodeView:
             raise BlockedError(f"its input {value.name!r} is computed at run time, not a constant")
         return array
 
+    def input_is_quantized(self, index: int) -> bool:
+        """Tell whether an input is a constant that the file keeps as integers."""
+        return self.has_input(index) and quantized(self.node.inputs[index]) is not None
+
     def quantized_axis(self, index: int) -> int | None:
         """Return the axis along which a quantized constant has a scale per position, None where it has none."""
         known = quantized(self.node.inputs[index]) if self.has_input(index) else None

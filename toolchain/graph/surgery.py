@@ -55,15 +55,17 @@ class SurgeryPlan:
     @property
     def removes_something(self) -> bool:
         """Whether any recurrent node becomes smaller."""
-        return any(
-            (change.hidden_before, change.input_before) != (change.hidden_after, change.input_after)
-            for change in self.changes
-        )
+        return any(self._removed(kind) for kind in ("units", "inputs"))
 
     @property
     def units_removed(self) -> int:
         """Hidden units that go, over all nodes and directions."""
-        return sum((c.hidden_before - c.hidden_after) * c.num_directions for c in self.changes)
+        return self._removed("units")
+
+    def _removed(self, kind: str) -> int:
+        recurrent = (transfer for transfer in self.program.transfers if "units" in transfer.neurons)
+        spaces = (transfer.neurons[kind] for transfer in recurrent)
+        return sum(space.size - self.layout.kept.table(space).size for space in spaces)
 
 
 def plan_surgery(

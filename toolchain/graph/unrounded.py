@@ -22,9 +22,7 @@ from toolchain.graph.edits import Edits
 from toolchain.graph.loading import load_model, save_model
 from toolchain.graph.normalise import with_own_names
 from toolchain.graph.subgraphs import hoist_constants, remove_unused
-from toolchain.recurrent import QUANTIZED_LSTM, slot
-
-_NUM_LSTM_INPUTS = 8
+from toolchain.recurrent import NUM_LSTM_INPUTS, QUANTIZED_LSTM, slot
 
 
 def write_unrounded(source: Path, target: Path) -> bool:
@@ -135,7 +133,7 @@ def _dequantize_lstm(node: ir.Node, edits: Edits) -> bool:
         D = x.shape[0]
         zero = 0 if zero_point is None else zero_point.astype(np.float32).reshape(D, 1, -1)
         weights[name] = ((x.astype(np.float32) - zero) * scale.reshape(D, 1, -1)).transpose(0, 2, 1)
-    inputs = list(node.inputs[:_NUM_LSTM_INPUTS])
+    inputs = list(node.inputs[:NUM_LSTM_INPUTS])
     for name, array in weights.items():
         inputs[slot(name)] = edits.constant(array, stem=f"{node.name}_{name}")
     attributes = dict(node.attributes)

@@ -15,15 +15,30 @@ from toolchain.graph.edits import Edits
 from toolchain.graph.kept import Kept
 from toolchain.graph.nodes import NodeView
 
+_NUM_AXES = 3  # of the constant: groups, rows, columns
+
+
+def is_grouped(node: NodeView) -> bool:
+    """Tell whether a product is one of groups, each of which may keep positions of its own.
+
+    Other stacks of matrices are cut alike; so are matrices with a scale per row or column, which serves all of them.
+    """
+    W, x = node.constant(1), node.input(0)
+    if node.node.op_type != "MatMul" or W is None or W.ndim != _NUM_AXES or len(x.shape) < _NUM_AXES:
+        return False
+    if node.quantized_axis(1) not in (None, 0):
+        return False
+    G, K, _ = W.shape
+    return G > 1 and x.shape[-3:] == (G, x.shape[-2], K) and not (x.dynamic[-3] or x.dynamic[-1])
+
 
 def matmul(node: NodeView) -> Transfer:
     """Describe `x @ W` with a constant `W` of shape `[G, K, N]`."""
     W = node.weights(1)
     x, out = node.input(0), node.output(0)
     G, K, N = W.shape
-    grouped = len(x.shape) >= 3 and x.shape[-3:] == (G, x.shape[-2], K) and not (x.dynamic[-3] or x.dynamic[-1])
-    if not grouped or out.shape != (*x.shape[:-1], N) or out.dynamic[-1]:
-        raise BlockedError("its matrix has an axis of groups that what it multiplies does not have")
+    if out.shape != (*x.shape[:-1], N) or out.dynamic[-1]:
+        raise BlockedError("the shapes around it do not agree with its matrix")
     rows, columns = node.neurons("rows", G, K), node.neurons("columns", G, N)
     row, column = rows.cells[:, None, :], columns.cells[:, None, :]  # [G, 1, ..], against [.., G, m, ..]
     return Transfer(

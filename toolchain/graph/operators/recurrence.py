@@ -49,6 +49,12 @@ from toolchain.recurrent import (
 OPERATORS = tuple(op_type for op_type in GATES if op_type != QUANTIZED_LSTM)
 ZERO_AT_ZERO = frozenset({"elu", "leakyrelu", "relu", "scaledtanh", "softsign", "tanh", "thresholdedrelu"})
 RANGE = f"it quantizes by the range of all its units and inputs, zeros apart; {SHRINK_FIRST}"
+# Activation functions that take a parameter of their own, in lower case.
+# Source: https://onnx.ai/onnx/operators/onnx__RNN.html, "activation_alpha" and "activation_beta".
+_TAKERS = {
+    "activation_alpha": frozenset({"affine", "elu", "hardsigmoid", "leakyrelu", "scaledtanh", "thresholdedrelu"}),
+    "activation_beta": frozenset({"affine", "hardsigmoid", "scaledtanh"}),
+}
 
 
 def transfer(node: NodeView) -> Transfer:
@@ -222,11 +228,19 @@ def _turned(weights: np.ndarray) -> np.ndarray:
 
 
 def _keep_direction(node: NodeView, direction: int) -> None:
-    """Turn a bidirectional node into one direction; its activations are listed direction by direction."""
+    """Turn a bidirectional node into one direction; its activations are listed direction by direction.
+
+    Their parameters are listed in the same order, but only for those that take one, and perhaps not for the last ones.
+    """
     attributes = node.node.attributes
     attributes["direction"] = ir.AttrString("direction", ("forward", "reverse")[direction])
-    for name in ("activations", "activation_alpha", "activation_beta"):
+    if "activations" not in attributes:
+        return
+    names = attributes["activations"].as_strings()
+    half = len(names) // 2
+    attributes["activations"] = ir.AttrStrings("activations", names[direction * half : (direction + 1) * half])
+    for name, takers in _TAKERS.items():
         if name in attributes:
-            values = attributes[name].value
-            half = len(values) // 2
-            attributes[name] = ir.Attr(name, attributes[name].type, values[direction * half : (direction + 1) * half])
+            first, both = (sum(taker.lower() in takers for taker in some) for some in (names[:half], names))
+            values = attributes[name].as_floats()
+            attributes[name] = ir.AttrFloat32s(name, values[first:both] if direction else values[:first])
