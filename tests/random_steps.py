@@ -106,6 +106,7 @@ def replaced(graph: RandomGraph, x: Features) -> Features:
     shape = graph.op("Concat", [graph.const([len(places)]), lengths], axis=0)
     updates = graph.op("ConstantOfShape", [shape], value=graph.tensor(np.full(1, 0.5)))
     scattered = graph.op("ScatterND", [front, graph.const(np.array(places)[:, None]), updates])
+    graph.values.append(x.take(updates, places))
     new = {place: graph.element() for place in places}
     for place, element in new.items():
         graph.join([element, x.elements[place]])
