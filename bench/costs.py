@@ -24,10 +24,9 @@ import onnx
 from onnx import TensorProto, helper
 
 from toolchain.axes import constants_of, graphs_of
-from toolchain.graph.costs import QUANTIZED_LSTM
 from toolchain.graph.inference import with_inferred_shapes
 from toolchain.model_file import read_proto
-from toolchain.recurrent import GATES
+from toolchain.recurrent import GATES, QUANTIZED_LSTM
 
 Shape = tuple[int, ...]
 SMALL = 1024  # elements; shapes and indices are smaller, and their values decide the shapes of other tensors

@@ -23,7 +23,7 @@ import numpy as np
 import onnx
 
 from toolchain.errors import BenchError
-from toolchain.graph.costs import QUANTIZED_LSTM
+from toolchain.recurrent import QUANTIZED_LSTM
 
 from . import runner
 from .kernels import IDENTITY, Kernel, stack_model

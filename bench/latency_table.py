@@ -29,9 +29,8 @@ import numpy as np
 import numpy.typing as npt
 
 from toolchain.errors import BenchError
-from toolchain.graph.costs import QUANTIZED_LSTM
 from toolchain.interface import plan_feeds, read_interface
-from toolchain.recurrent import GATES
+from toolchain.recurrent import GATES, QUANTIZED_LSTM
 
 from .costs import PRODUCTS, LayerCost, ModelCosts, read_costs
 

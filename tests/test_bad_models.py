@@ -223,7 +223,7 @@ def _peephole(model: ModelProto) -> None:
         (lambda m: give(m, "W", np.zeros((1, 30, 5), np.float32)),
          "W has shape (1, 30, 5); expected (1, 32, 5) for an LSTM with 8 hidden units"),
         (lambda m: give(m, "W", np.zeros((1, 32, 6), np.float32)),
-         "W has shape (1, 32, 6), but X has 5 features; expected W's last axis to be as long"),
+         "W is for 6 features, but X has 5; expected as many"),
         (lambda m: give(m, "W", np.zeros((32, 5), np.float32)),
          "W has shape (32, 5) and R (1, 32, 8); expected three axes each"),
         (lambda m: give(m, "R", np.zeros((1, 32, 7), np.float32)),

@@ -80,7 +80,7 @@ def test_weights_are_mapped_while_an_array_of_them_lives_and_no_longer(source: P
 
 @linux
 def test_when_the_proof_begins_neither_model_is_in_memory(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = shrinking.verify
+    real = shrinking.prove
     gc.collect()
     held_before = sum(isinstance(thing, ir.Model) for thing in gc.get_objects())
 
@@ -89,7 +89,7 @@ def test_when_the_proof_begins_neither_model_is_in_memory(source: Path, monkeypa
         assert not is_mapped(source.parent / "weights.bin")
         return real(*arguments, **options)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(shrinking, "verify", look)
+    monkeypatch.setattr(shrinking, "prove", look)
     assert toolchain.shrink(source).status == "written"
 
 
@@ -205,7 +205,7 @@ loading.MAX_EMBEDDED_BYTES = 100
 def die(*arguments, **options):
     os.kill(os.getpid(), signal.SIGKILL)
 if sys.argv[2] == "proof":
-    shrinking.verify = die
+    shrinking.prove = die
 else:
     real = os.replace
     files.os.replace = lambda one, other: die() if str(other).endswith(".onnx") else real(one, other)

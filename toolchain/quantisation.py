@@ -26,6 +26,7 @@ import onnx_ir as ir
 from google.protobuf.message import EncodeError  # type: ignore[import-untyped]
 from onnx_ir.passes import common
 
+from toolchain.comparison import ANY_VALUE
 from toolchain.errors import CalibrationError, ModelFileError, OutputError
 from toolchain.graph.loading import MAX_EMBEDDED_BYTES, load_model, save_model, written_model
 from toolchain.graph.normalise import normalise
@@ -130,7 +131,7 @@ def quantise(
         smaller.metadata_props.clear()
         smaller.metadata_props.update(metadata)
         with written_model(smaller, target) as unfinished:
-            verify(interface, unfinished, carried=samples.carried, approximate=True)
+            verify(interface, unfinished, carried=samples.carried, tolerance=ANY_VALUE)
             error, measured_on = _error(path, unfinished, kinds, samples, threads)
             written = read_interface(unfinished).file_bytes
     return QuantisationResult(source=path, output=target, bytes_before=interface.file_bytes, bytes_after=written,

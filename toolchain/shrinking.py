@@ -20,16 +20,16 @@ from toolchain.errors import ModelFileError, OutputError
 from toolchain.graph.branches import BranchPath, changed_branches
 from toolchain.graph.carried import find_state
 from toolchain.graph.costs import multiply_adds, parameters
-from toolchain.graph.explanation import NodeExplanation, explain, left_whole
+from toolchain.graph.explanation import NodeExplanation, explain
 from toolchain.graph.loading import load_model, save_model, written_model
 from toolchain.graph.normalise import Normalised, normalise
 from toolchain.graph.program import StatePair
-from toolchain.graph.surgery import Blocker, NodeChange, SurgeryPlan, apply_surgery, plan_surgery
+from toolchain.graph.surgery import NodeChange, SurgeryPlan, apply_surgery, plan_surgery
 from toolchain.graph.unrolled import Unrolled, find_unrolled
 from toolchain.interface import ModelInterface, read_interface
 from toolchain.oneshot.pruning import DistillationReport, Pruning, PruningReport, analyse_for, distil_cut, prune
 from toolchain.oneshot.selection import Analysis
-from toolchain.verification import Parity, runnable, verify
+from toolchain.verification import Parity, prove, runnable
 
 SCHEMA = 1
 AUTO = "auto"
@@ -61,7 +61,6 @@ class ShrinkResult:
         undeclared: state pairs that the graph shows and nobody declared.
         undeclared_units: hidden units that would go if they were declared.
         not_simplified: why onnxsim could not run; None when it did.
-        left_whole: recurrent nodes that are not among `nodes`, and why.
         unrolled: recurrences that no recurrent operator computes, none of whose units can be cut.
     pruned: what living neurons were given up, None where none were to be.
         explanations: one for each of `nodes`, where they were asked for.
@@ -78,7 +77,6 @@ class ShrinkResult:
     undeclared: tuple[StatePair, ...]
     undeclared_units: int
     not_simplified: str | None
-    left_whole: tuple[Blocker, ...]
     unrolled: tuple[Unrolled, ...]
     explanations: tuple[NodeExplanation, ...]
     pruned: PruningReport | None
@@ -108,7 +106,6 @@ class ShrinkResult:
             },
             "parity": None if self.parity is None else asdict(self.parity),
             "carried": [list(pair) for pair in self.carried],
-            "left_whole": [asdict(blocker) for blocker in self.left_whole],
             "unrolled": [asdict(recurrence) for recurrence in self.unrolled],
             "explanations": [asdict(explanation) for explanation in self.explanations],
             "pruned": None if self.pruned is None else asdict(self.pruned),
@@ -127,7 +124,6 @@ class _Decision:
     carried: tuple[StatePair, ...]
     undeclared: tuple[StatePair, ...]
     undeclared_units: int
-    left_whole: tuple[Blocker, ...]
     unrolled: tuple[Unrolled, ...]
     explanations: tuple[NodeExplanation, ...]
     pruned: PruningReport | None
@@ -213,7 +209,7 @@ def shrink(
             gc.collect()  # a graph's nodes and values refer to one another; ONNX Runtime needs the memory now
             progress("verifying")
             parity, *_ = [
-                verify(
+                prove(
                     original, unfinished, carried=decision.carried, compact_state=compact_state, forced=decision.forced
                 )
                 for original in originals
@@ -280,7 +276,6 @@ def _decide(
         carried=pairs,
         undeclared=undeclared,
         undeclared_units=undeclared_units,
-        left_whole=left_whole(graph),
         unrolled=find_unrolled(graph),
         explanations=explain(plan) if explained else (),
         pruned=pruned,
@@ -336,7 +331,6 @@ def _result(
         undeclared=decision.undeclared,
         undeclared_units=decision.undeclared_units,
         not_simplified=decision.not_simplified,
-        left_whole=decision.left_whole,
         unrolled=decision.unrolled,
         explanations=decision.explanations,
         pruned=decision.pruned,

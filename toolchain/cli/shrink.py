@@ -156,18 +156,23 @@ def _percent(before: int, after: int) -> str:
 def _outcome(result: ShrinkResult) -> str:
     if result.parity is not None:
         return (f"Proven equal in ONNX Runtime at {len(result.parity.cases)} input shapes: largest difference "
-                f"{result.parity.max_abs_diff:.2g} ({result.parity.max_rel_diff:.2g} of the output's size).\n"
+                f"{result.parity.max_abs_diff:.2g} ({result.parity.max_rel_diff:.2g} of the output's size)"
+                f"{_rounded(result.parity.rounded)}.\n"
                 f"Written: {result.output}")  # fmt: skip
     if result.status == "dry_run":
         return "Dry run: nothing was written."
     if not result.nodes:
-        return ("Nothing to remove: the graph has no LSTM, GRU or RNN node that can be cut."
-                if result.left_whole else "Nothing to remove: the graph has no LSTM, GRU or RNN node.")  # fmt: skip
+        return "Nothing to remove: the graph has no LSTM, GRU or RNN node."
     if any(node.blocked_by for node in result.nodes):
         explain = "" if result.explanations else f" (more: toolchain shrink {result.source} --dry-run --explain)"
         return f"Nothing to remove: every unit is read, or kept by what is named above{explain}."
     return ("Nothing to remove: every unit is read. Zeros decide: train with gates (`toolchain train`), or zero the "
             "weights that read a unit.")  # fmt: skip
+
+
+def _rounded(share: float | None) -> str:
+    """Say how far a quantized graph is moved by roundings that fall the other way."""
+    return "" if share is None else f" without the graph's int8 roundings, {share:.2g} with them"
 
 
 def _explanations(result: ShrinkResult) -> list[str]:
@@ -202,8 +207,7 @@ def _price(units: int | None) -> str:
 def _advice(result: ShrinkResult, again: str, smaller: Smaller) -> list[str]:
     from toolchain.graph.unrolled import REMEDY
 
-    lines = [f"Left whole: {node.op_type} {node.node}: {node.reason}." for node in result.left_whole]
-    lines += [f"Left whole: {recurrence}. {REMEDY}." for recurrence in result.unrolled]
+    lines = [f"Left whole: {recurrence}. {REMEDY}." for recurrence in result.unrolled]
     if result.undeclared_units:
         pairs = " ".join(f"--carried {state_in}={state_out}" for state_in, state_out in result.undeclared)
         lines.append(f"{result.undeclared_units} more units would go if the caller feeds the state back: say "

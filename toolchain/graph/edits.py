@@ -10,9 +10,11 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from toolchain.graph.dequantized import DEQUANTIZE, Pick, quantized
 from toolchain.graph.subgraphs import graphs_in, values_of
 
 Attributes = Mapping[str, Any]
+LISTS_AS_INPUTS = 13  # the opset from which on Squeeze and Split take their lists as inputs
 
 
 class Edits:
@@ -31,6 +33,24 @@ class Edits:
         old = node.inputs[index]
         stem = old.name if old is not None and old.name else f"{node.name}_input_{index}"
         node.replace_input_with(index, self.constant(array, stem=stem))
+
+    def cut(self, node: ir.Node, index: int, pick: Pick) -> None:
+        """Keep the positions of a constant input that `pick` takes from it; quantized ones stay integers.
+
+        `pick` is called with arrays of the constant's shape and may only choose positions.
+        """
+        value = node.inputs[index]
+        known = quantized(value)
+        if known is None:
+            assert value is not None
+            assert value.const_value is not None
+            self.put(node, index, pick(value.const_value.numpy()))
+            return
+        attributes = {name: attribute.value for name, attribute in known.node.attributes.items()}
+        parts = [self.constant(array, stem=str(source.name))
+                 for array, source in zip(known.cut(pick), known.node.inputs, strict=False)
+                 if array is not None and source is not None]  # fmt: skip
+        node.replace_input_with(index, self.before(node, DEQUANTIZE, parts, attributes)[0])
 
     def constant(self, array: npt.NDArray[Any], *, stem: str) -> ir.Value:
         """Return a new initializer named after `stem`, or the one made before with the same stem and content."""

@@ -18,9 +18,8 @@ import numpy as np
 import onnx_ir as ir
 
 from toolchain.graph.cells import BoolArray, CellArray, Couple, Space, Statement, Transfer, couple, pairs
-from toolchain.graph.costs import QUANTIZED_LSTM
 from toolchain.graph.layout import components
-from toolchain.graph.program import Program, demanded
+from toolchain.graph.program import Program, demanded, joint_decisions
 from toolchain.graph.subgraphs import bodies_of
 from toolchain.graph.surgery import Blocker, NodeChange, SurgeryPlan, layout_of
 from toolchain.graph.unrolled import name_of
@@ -54,7 +53,7 @@ class NodeExplanation:
 
     Attributes:
         name: the node.
-        op_type: LSTM, GRU or RNN.
+        op_type: LSTM, GRU, RNN or DynamicQuantizeLSTM.
         hidden_size: units per direction before.
         live: units per direction that an output can depend on, one number per direction.
         kept: units per direction that stay; more than are live where couplings or blockers hold them.
@@ -76,22 +75,13 @@ class NodeExplanation:
 def explain(plan: SurgeryPlan) -> tuple[NodeExplanation, ...]:
     """Explain every recurrent node of a plan; the graph and the plan are not changed."""
     program = plan.program
-    demand, places, prices = demanded(program), _Places(program, _classes(plan)), _Prices(program)
+    demand = demanded(program)
+    places, prices = _Places(program, _classes(plan, demand)), _Prices(program)
     recurrent = [transfer for view, transfer in zip(program.nodes, program.transfers, strict=True)
                  if view.node.op_type in GATES]  # fmt: skip
     return tuple(
         _explanation(change, transfer, demand, places, prices)
         for change, transfer in zip(plan.changes, recurrent, strict=True)
-    )
-
-
-def left_whole(graph: ir.Graph) -> tuple[Blocker, ...]:
-    """Return the recurrent nodes that the surgery does not plan for, and why."""
-    reason = "its weights are quantized; shrink the float model first, then quantize the result"
-    return tuple(
-        Blocker(node=name_of(node), op_type=node.op_type, reason=reason)
-        for node in graph.all_nodes()
-        if node.op_type == QUANTIZED_LSTM
     )
 
 
@@ -114,11 +104,12 @@ def _explanation(
     )  # fmt: skip
 
 
-def _classes(plan: SurgeryPlan) -> CellArray:
+def _classes(plan: SurgeryPlan, demand: BoolArray) -> CellArray:
     """Return the class of every cell; state ports that are bridged tie nothing together."""
     joined = [Couple(a=port.value.ravel(), b=port.unit.ravel()) for port in plan.program.ports
               if port not in plan.layout.bridged]  # fmt: skip
-    return components(plan.program.numbering.size, [*plan.program.couples, *joined])
+    couples = [*plan.program.couples, *joint_decisions(plan.program, demand), *joined]
+    return components(plan.program.numbering.size, couples)
 
 
 class _Places:
