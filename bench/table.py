@@ -98,8 +98,8 @@ def model_table(rows: Sequence[Row]) -> Table:
 def limit_table(rows: Sequence[Row]) -> Table:
     """Return what one inference multiplies and moves, how fast, and how near that is to what the machine can do."""
     limited = any(row["limit_share"] is not None for row in rows)
-    share = ", and the share of this machine's limit" if limited else ""
-    table = text_table(f"one inference: work and weights read{share}")
+    share = ", share of this machine's limit" if limited else ""
+    table = text_table(f"one inference: work, weights read{share}")
     for heading in ("steps x batch", "M mult-adds", "MB moved", "GB/s", "GFLOP/s", *(("limit",) if limited else ())):
         table.add_column(heading, justify="right", no_wrap=True)
     units = (("multiply_adds", 1e-6), ("bytes_moved", 1e-6), ("bytes_per_s", 1e-9), ("flops_per_s", 1e-9))

@@ -73,6 +73,8 @@ def test_the_table_of_a_device_behind_ssh_is_measured_there(server, tmp_path, mo
     assert document["machine"]["address"] == f"ssh://{server.user}@127.0.0.1:{server.port}"
     assert document["machine"]["emulated"] is False
     assert document["machine"]["onnxruntime"]
+    assert "rooflines" not in document, "this machine's limits are not those of the device"
+    assert {row["limit_share"] for row in document["rows"]} == {None}
 
 
 @needs_sshd
