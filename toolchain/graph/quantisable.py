@@ -55,7 +55,7 @@ def _why_not(node: ir.Node, weights: list[ir.Value | None], graph: ir.Graph) -> 
     """Return why a node stays as it is; None when it can be quantized."""
     if node.op_type == "DynamicQuantizeLSTM":
         return "is quantized already"
-    if node.op_type in GATES and node.op_type != "LSTM":
+    if node.op_type in ("GRU", "RNN"):
         return f"ONNX Runtime has no quantized {node.op_type}"
     if node.graph is not graph:
         return "is inside a subgraph (If, Loop or Scan), which the quantizer leaves alone"

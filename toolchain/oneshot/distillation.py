@@ -24,7 +24,7 @@ from toolchain.oneshot.calibration import Calibration
 from toolchain.oneshot.output_error import OutputError
 from toolchain.oneshot.selection import Probe, error_of, opened
 from toolchain.oneshot.windows import Answers, batch_axes, cut_windows, with_own_state
-from toolchain.recurrent import GATES, slot
+from toolchain.recurrent import PYTORCH_GATES, slot
 
 if TYPE_CHECKING:
     from toolchain.oneshot.gradient_steps import Lesson, Trained
@@ -125,14 +125,14 @@ def trained_weights(graph: ir.Graph) -> dict[str, MatrixAxes | None]:
     names: dict[str, MatrixAxes | None] = {}
     pending: list[ir.Value] = []
     for node in graph:
-        if node.op_type in GATES and all(_weight(node, slot(name)) for name in ("W", "R")):
+        if node.op_type in PYTORCH_GATES and all(_weight(node, slot(name)) for name in ("W", "R")):
             for name, axes in (("W", (-2, -1)), ("R", (-2, -1)), ("B", None)):
                 _add(names, _weight(node, slot(name)), axes)
             pending += node.outputs
     seen: set[int] = set()
     while pending:
         for node, _ in pending.pop().uses():
-            if id(node) in seen or node.graph is not graph or node.op_type in GATES:
+            if id(node) in seen or node.graph is not graph or node.op_type in PYTORCH_GATES:
                 continue
             seen.add(id(node))
             if not _add_matrix(names, node):

@@ -15,14 +15,14 @@ import torch
 from torch import Tensor
 
 from toolchain.errors import DistillationError
-from toolchain.recurrent import GATES
+from toolchain.recurrent import PYTORCH_GATES
 from toolchain.torch_graph.elementwise import ELEMENTWISE
 from toolchain.torch_graph.mixing import MIXING
 from toolchain.torch_graph.movement import MOVEMENT, Operator
 from toolchain.torch_graph.node import TorchNode
 from toolchain.torch_graph.recurrence import recurrent, unsupported
 
-OPERATORS: dict[str, Operator] = {**ELEMENTWISE, **MOVEMENT, **MIXING, **dict.fromkeys(GATES, recurrent)}
+OPERATORS: dict[str, Operator] = {**ELEMENTWISE, **MOVEMENT, **MIXING, **dict.fromkeys(PYTORCH_GATES, recurrent)}
 _DOMAINS = ("", "ai.onnx")
 # What PyTorch and numpy raise for operands that an operator does not take.
 _OPERAND_ERRORS = (RuntimeError, ValueError, TypeError, IndexError, KeyError)

@@ -15,12 +15,11 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from toolchain.recurrent import GATES, slot
+from toolchain.recurrent import GATES, PYTORCH_GATES, slot
 from toolchain.torch_graph.node import TorchNode
 
 Kernel = Callable[..., tuple[Tensor, ...]]
 Weights = tuple[Tensor, Tensor, Tensor, Tensor]  # W, R, Wb, Rb of one direction, gates in the kernel's order
-_TORCH_GATES = {"LSTM": "ifco", "GRU": "rzh", "RNN": "i"}
 _ACTIVATIONS = {"LSTM": ("sigmoid", "tanh", "tanh"), "GRU": ("sigmoid", "tanh"), "RNN": ("tanh",)}
 _RNN_KERNELS: dict[tuple[str, ...], Kernel] = {("tanh",): torch.rnn_tanh, ("relu",): torch.rnn_relu}
 
@@ -87,7 +86,7 @@ def _kernel(node: TorchNode, direction: int) -> Kernel:
 def _weights(op_type: str, W: Tensor, R: Tensor, B: Tensor | None) -> Weights:
     """Return one direction's weights with the gate blocks in the kernel's order."""
     Wb, Rb = (W.new_zeros(len(W)), W.new_zeros(len(W))) if B is None else B.chunk(2)
-    order = [GATES[op_type].index(gate) for gate in _TORCH_GATES[op_type]]
+    order = [GATES[op_type].index(gate) for gate in PYTORCH_GATES[op_type]]
     W, R, Wb, Rb = (torch.cat([part.chunk(len(order))[gate] for gate in order]) for part in (W, R, Wb, Rb))
     return W, R, Wb, Rb
 
