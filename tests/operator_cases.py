@@ -238,6 +238,8 @@ CASES = [
           node("Concat", ["lead", "seven"], ["sizes"], axis=0),
           node("Resize", ["C", "", "", "sizes"], ["K"], mode="linear"), FROM_CHANNELS),
          extra={"zero": array(0), "two": array(2), "seven": array(7)}),
+    Case("matrix on the left", (SQUEEZE, TO_CHANNELS, node("MatMul", ["w", "C"], ["K"]), FROM_CHANNELS), dead_rows=(),
+         head_rows=4, extra={"w": DEAD_ROWS.T[:4].copy()}),
     Case("stack of one matrix", (SQUEEZE, node("MatMul", ["S", "w"], ["M"])), dead_rows=(),
          extra={"w": DEAD_ROWS[None]}),
     Case("a matrix for each direction, cut alike", (BY_DIRECTION, node("MatMul", ["D", "w"], ["P"]),

@@ -13,7 +13,7 @@ import onnx
 import onnx_ir as ir
 import pytest
 from graphs import kill, recurrent_shapes, recurrent_weights, run, save, value
-from onnx import NodeProto, helper
+from onnx import NodeProto, TensorProto, helper
 
 import toolchain
 from toolchain.graph.carried import find_state
@@ -170,3 +170,35 @@ def test_one_layer_that_starts_from_the_state_and_does_not_continue_it_is_no_pai
     given = [node("Concat", ["hn0", "hn0"], ["state_out"], axis=0)]
     path = two_layers(tmp_path / "m.onnx", "GRU", taken=taken, given=given, state=[2, "B", HIDDEN], extra={})
     assert states_of(path) == ()
+
+
+@pytest.mark.parametrize(
+    ("other", "found"),
+    [
+        ([node("Identity", ["state"], ["kept"])], True),  # a call that leaves the state alone
+        ([node("Sub", ["state", "state"], ["kept"])], False),  # a call that starts anew
+        ([node("Neg", ["state"], ["kept"])], False),
+    ],
+)
+def test_a_state_is_followed_through_both_branches_of_an_if(
+    other: list[NodeProto], found: bool, tmp_path: Path
+) -> None:
+    weights = recurrent_weights("GRU", input_size=3, hidden_size=HIDDEN)
+    kill(weights["R"], DEAD[0])
+    head = np.random.default_rng(9).standard_normal((HIDDEN, 2)).astype(np.float32)
+    kill(head, DEAD[0], axis=0)
+    state = [1, "B", HIDDEN]
+    layer = node("GRU", ["X", "W", "R", "B", "", "state"], ["", "hn"], hidden_size=HIDDEN)
+    then = helper.make_graph([layer], "then", [], [value("hn", [None] * 3)])
+    otherwise = helper.make_graph(other, "otherwise", [], [value("kept", [None] * 3)])
+    nodes = [
+        node("If", ["flag"], ["state_out"], then_branch=then, else_branch=otherwise),
+        node("Squeeze", ["state_out", "axis0"], ["S"]),
+        node("MatMul", ["S", "head"], ["Z"]),
+    ]
+    inputs = [value("X", ["T", "B", 3]), value("state", state), value("flag", [], TensorProto.BOOL)]
+    outputs = [value("Z", ["B", 2]), value("state_out", state)]
+    source = save(tmp_path / "m.onnx", nodes, inputs, outputs, {**weights, "head": head, "axis0": np.array([0])})
+    assert (find_state(normalise(ir.load(source)).model.graph) == (("state", "state_out"),)) == found
+    if found:
+        assert [node.hidden_after for node in toolchain.shrink(source, carried="auto").nodes] == [LEFT[0]]

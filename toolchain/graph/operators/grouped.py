@@ -23,13 +23,16 @@ def is_grouped(node: NodeView) -> bool:
 
     Other stacks of matrices are cut alike; so are matrices with a scale per row or column, which serves all of them.
     """
-    W, x = node.constant(1), node.input(0)
-    if node.node.op_type != "MatMul" or W is None or W.ndim != _NUM_AXES or len(x.shape) < _NUM_AXES:
+    W = node.constant(1)
+    if node.node.op_type != "MatMul" or W is None or W.ndim != _NUM_AXES or node.quantized_axis(1) not in (None, 0):
         return False
-    if node.quantized_axis(1) not in (None, 0):
-        return False
-    G, K, _ = W.shape
-    return G > 1 and x.shape[-3:] == (G, x.shape[-2], K) and not (x.dynamic[-3] or x.dynamic[-1])
+    x, (G, K, _) = node.input(0), W.shape
+    return (
+        G > 1
+        and len(x.shape) >= _NUM_AXES
+        and x.shape[-3:] == (G, x.shape[-2], K)
+        and not (x.dynamic[-3] or x.dynamic[-1])
+    )
 
 
 def matmul(node: NodeView) -> Transfer:

@@ -138,22 +138,20 @@ def _weights(node: NodeView, units: Space, inputs: Space, W: np.ndarray, R: np.n
 def _drives(node: NodeView, units: Space, inputs: Space, W: np.ndarray, R: np.ndarray) -> list[Statement]:
     """Say what can make a unit other than zero: its candidate's rows and biases, and functions not zero at zero."""
     op_type = node.node.op_type
-    by_input, by_unit = (candidate_rows(weights, op_type) != 0 for weights in (W, R))
     B = node.constant(slot("B"))
-    biases = [] if B is None else np.split(B, 2, axis=1)
     moved = np.zeros(units.shape, dtype=np.bool_)
-    for bias in biases:
+    for bias in [] if B is None else np.split(B, 2, axis=1):
         moved |= candidate_rows(bias, op_type) != 0
     moved |= ~np.array(_zero_at_zero(node, units.shape[0]))[:, None]
-    none = np.zeros(units.shape[1], dtype=np.bool_)
-    return [
-        statement
-        for d in range(units.shape[0])
-        for statement in (
-            Drive(driven=units.cells[d], by=units.cells[d], weights=by_unit[d], moved=moved[d]),
-            Drive(driven=units.cells[d], by=inputs.cells, weights=by_input[d], moved=none),
-        )
-    ]
+    statements: list[Statement] = []
+    for d, cells in enumerate(units.cells):
+        resting = np.flatnonzero(~moved[d])  # few have no bias, and the weights of the others need not be looked at
+        for by, weights in ((cells, R), (inputs.cells, W)) if resting.size else ():
+            driven_by = candidate_rows(weights, op_type)[d][resting] != 0
+            statements.append(Drive(driven=cells[resting], by=by, weights=driven_by, moved=moved[d][resting]))
+        nobody = np.zeros((cells.size, 0), dtype=np.bool_)
+        statements.append(Drive(driven=cells, by=cells[:0], weights=nobody, moved=moved[d]))
+    return statements
 
 
 def _zero_at_zero(node: NodeView, num_directions: int) -> list[bool]:
