@@ -6,7 +6,7 @@ A method (criterion, with or without compensation) is analysed once; each ratio 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,6 @@ from toolchain.graph.costs import multiply_adds, parameters
 from toolchain.graph.loading import load_model, save_model
 from toolchain.graph.normalise import normalise
 from toolchain.graph.surgery import apply_surgery, plan_surgery
-from toolchain.interface import ModelInterface
 from toolchain.oneshot.criteria import CRITERIA
 from toolchain.oneshot.pruning import Pruning, analyse_for, prune
 from toolchain.oneshot.selection import Target

@@ -55,7 +55,9 @@ def main() -> None:
 @click.option("--calls", type=click.IntRange(min=2), help="Samples, a fifth of them held out [each model's own].")
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0))
 @click.option("--speed", is_flag=True, help="Also measure the compensated ones in ONNX Runtime.")
-@click.option("-o", "--output", default=RESULTS / "oneshot_real.csv", show_default=True, type=click.Path(path_type=Path))
+@click.option(
+    "-o", "--output", default=RESULTS / "oneshot_real.csv", show_default=True, type=click.Path(path_type=Path)
+)
 def real(
     only: tuple[str, ...], ratios: tuple[float, ...], calls: int | None, seed: int, speed: bool, output: Path
 ) -> None:
@@ -154,10 +156,14 @@ def _append(path: Path, fields: tuple[str, ...], rows: Iterable[Row]) -> None:
         if new:
             writer.writeheader()
         for row in rows:
-            rounded = {name: float(f"{value:.5g}") if isinstance(value, float) else value for name, value in row.items()}
+            rounded = {
+                name: float(f"{value:.5g}") if isinstance(value, float) else value for name, value in row.items()
+            }
             writer.writerow(rounded)
             file.flush()
-            click.echo(", ".join(f"{name} {rounded[name]}" for name in fields if name in rounded and name not in RECORD))
+            click.echo(
+                ", ".join(f"{name} {rounded[name]}" for name in fields if name in rounded and name not in RECORD)
+            )
 
 
 if __name__ == "__main__":

@@ -57,9 +57,7 @@ def noise(rng: np.random.Generator, count: int, rate: int) -> FloatArray:
     return np.asarray(sound * swell + hum)
 
 
-def coloured(
-    rng: np.random.Generator, count: int, rate: int, *, slope: float, lowest_hz: float
-) -> FloatArray:
+def coloured(rng: np.random.Generator, count: int, rate: int, *, slope: float, lowest_hz: float) -> FloatArray:
     """Return noise of unit variance whose power falls as `1/f^slope` above `lowest_hz`, shape `[count]`."""
     spectrum = np.fft.rfft(rng.standard_normal(count))
     frequencies = np.maximum(np.fft.rfftfreq(count, 1 / rate), lowest_hz)
@@ -90,8 +88,16 @@ def eeg(rng: np.random.Generator, seconds: float, rate: int) -> FloatArray:
     return signal
 
 
-def _add_burst(signal: FloatArray, rng: np.random.Generator, rate: int, lengths: tuple[float, float],
-               frequencies: tuple[float, float], amplitudes: tuple[float, float], *, harmonics: int) -> None:  # fmt: skip
+def _add_burst(
+    signal: FloatArray,
+    rng: np.random.Generator,
+    rate: int,
+    lengths: tuple[float, float],
+    frequencies: tuple[float, float],
+    amplitudes: tuple[float, float],
+    *,
+    harmonics: int,
+) -> None:
     """Add a rhythm that swells, fades and slows down, in place."""
     part = signal[rng.integers(0, signal.size) :][: round(rng.uniform(*lengths) * rate)]
     frequency = rng.uniform(*frequencies) * np.linspace(1.0, rng.uniform(0.7, 1.0), part.size)
