@@ -2,22 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from .measure import Progress, measure
-from .plan import BenchPlan, Effort, check_device, choose_models, plan_bench, read_interfaces
-from .report import Row, build_rows
+from toolchain.errors import BenchError
+from toolchain.interface import ModelInterface
+
+from .costs import ModelCosts, read_costs
+from .devices.dispatch import measuring_on, run_unmeasured
+from .devices.naming import Device, resolve_device
+from .measure import Measurement, Progress, job_of
+from .plan import ONNX_RUNTIME, BenchPlan, Effort, choose_models, plan_bench, read_interfaces
+from .real_inputs import read_lengths
+from .repetition import measure_until_precise
+from .report import Context, Row, build_rows
+from .roofline import Roofline, find_roofline
+from .runtimes import check_outputs, check_runtimes
+
+CostsByNumber = Mapping[tuple[int, int], ModelCosts]  # (case, member of the plan's models)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BenchResult:
-    """What was measured, on which machine, and what follows from it."""
+    """What was measured, emulated or estimated, on what, and what follows from it.
+
+    `layers` holds, for each model, what its layers cost at the longest shape.
+    """
 
     machine: dict[str, Any]
     rows: tuple[Row, ...]
+    layers: Mapping[str, ModelCosts] = field(default_factory=dict)
+    rooflines: tuple[Roofline, ...] = ()
 
 
 def plan_comparison(
@@ -29,24 +46,128 @@ def plan_comparison(
     batches: Sequence[int],
     threads: Sequence[int],
     effort: Effort,
+    names: Mapping[Path, str] | None = None,
+    runtimes: Sequence[str] = (ONNX_RUNTIME,),
+    inputs: Path | None = None,
+    protocol: str | None = None,
 ) -> BenchPlan:
     """Read the models and decide what to measure; nothing runs yet.
 
+    Args:
+        models: files; see `choose_models`.
+        baseline: what the speedup is over.
+        device: where; see `devices.naming`.
+        steps: sequence lengths; those of `inputs` come first.
+        batches: sequences at once; likewise.
+        threads: of each model.
+        effort: how long.
+        names: what files are called in the result, by default their paths.
+        runtimes: what runs each model; the first one runs the baseline.
+        inputs: an `.npz` of real inputs.
+        protocol: the published protocol that `steps` and `batches` follow, for the record.
+
     Raises:
         ModelFileError: a file is missing or is not an ONNX model.
-        BenchError: the device is unknown, or the models cannot be compared.
+        BenchError: the device or a runtime is unknown, the inputs do not fit, or the models cannot be compared.
+        MissingExtraError: a runtime is not installed.
     """
-    check_device(device)
+    _check_runtimes(resolve_device(device), runtimes)
     read = read_interfaces(choose_models(models, baseline))
-    return plan_bench(read, device=device, steps=steps, batches=batches, threads=threads, effort=effort)
+    read = tuple(replace(model, name=(names or {}).get(model.path, model.name)) for model in read)
+    if inputs is not None:
+        step, batch = read_lengths(inputs, read)
+        steps, batches = [step], [batch]
+    members = [(_named(model, runtime), runtime) for model in read for runtime in runtimes]
+    plan = plan_bench(
+        [model for model, _ in members], device=device, steps=steps, batches=batches, threads=threads, effort=effort
+    )
+    return replace(plan, runtimes=tuple(runtime for _, runtime in members), inputs=inputs, protocol=protocol)
 
 
-def run_comparison(plan: BenchPlan, progress: Progress) -> BenchResult:
-    """Measure a plan and derive its statistics.
+def run_comparison(plan: BenchPlan, progress: Progress, *, rooflines: str = "skip") -> BenchResult:
+    """Measure, emulate or estimate a plan, as its device says, and derive its statistics.
+
+    Args:
+        plan: what to measure.
+        progress: called as it goes on.
+        rooflines: "cached" holds what is measured here against this machine's peaks, which are measured once and kept;
+            "measure" measures them again; "skip" leaves them out.
 
     Raises:
         ModelFileError: ONNX Runtime does not load a model.
-        BenchError: a model fails on its inputs, a worker dies, or this Python runs under emulation.
+        BenchError: a model fails on its inputs, a runtime computes something else than ONNX Runtime, a worker dies,
+            this Python runs under emulation, or the device cannot be used.
     """
-    measurement = measure(plan, progress)
-    return BenchResult(machine=measurement.machine, rows=tuple(build_rows(measurement)))
+    device = resolve_device(plan.device)
+    costs = _costs(plan)
+    if not device.is_measured:
+        machine, unmeasured = run_unmeasured(plan, device, costs, progress)
+        return BenchResult(machine=machine, rows=tuple(unmeasured), layers=_layers(plan, costs))
+    differences = _compare_outputs(plan)
+    peaks = {
+        threads: find_roofline(threads, again=rooflines == "measure")
+        for threads in dict.fromkeys(case.threads for case in plan.cases)
+        if rooflines != "skip" and device.method == "measured"  # another machine has other peaks
+    }
+    measurement = measure_until_precise(plan, measuring_on(device), progress)
+    context = Context(method=device.method, costs=costs, rooflines=peaks, differences=differences)
+    return _result(measurement, context)
+
+
+def result_of(measurement: Measurement) -> BenchResult:
+    """Return what follows from a measurement that was made somewhere else."""
+    return _result(measurement, Context(costs=_costs(measurement.plan)))
+
+
+def _result(measurement: Measurement, context: Context) -> BenchResult:
+    return BenchResult(
+        machine=measurement.machine,
+        rows=tuple(build_rows(measurement, context)),
+        layers=_layers(measurement.plan, context.costs),
+        rooflines=tuple(context.rooflines.values()),
+    )
+
+
+def _layers(plan: BenchPlan, costs: CostsByNumber) -> dict[str, ModelCosts]:
+    longest = len(plan.cases) - 1
+    return {model.name: costs[longest, member] for member, model in enumerate(plan.models)}
+
+
+def _check_runtimes(device: Device, runtimes: Sequence[str]) -> None:
+    check_runtimes(runtimes)
+    others = [runtime for runtime in runtimes if runtime != ONNX_RUNTIME]
+    if others and device.method != "measured":
+        raise BenchError(
+            f"device {device.name!r}: is {device.method}, and {others[0]} is measured on this machine only; expected "
+            "ONNX Runtime. Leave out --runtimes."
+        )
+
+
+def _named(model: ModelInterface, runtime: str) -> ModelInterface:
+    return model if runtime == ONNX_RUNTIME else replace(model, name=f"{model.name} ({runtime})")
+
+
+def _compare_outputs(plan: BenchPlan) -> dict[int, float]:
+    """Return how far the outputs of each member on another runtime are from ONNX Runtime's."""
+    members = job_of(plan)["cases"][0]["members"]
+    return {
+        number: check_outputs(
+            member, threads=plan.cases[0].threads, seed=plan.effort.seed, runtime=plan.runtime(number)
+        )
+        for number, member in enumerate(members)
+        if plan.runtime(number) != ONNX_RUNTIME
+    }
+
+
+def _costs(plan: BenchPlan) -> CostsByNumber:
+    """Return what each model costs in each case; shapes alone decide, so equal ones are looked at once."""
+    found: dict[tuple[Any, ...], ModelCosts] = {}
+    costs = {}
+    for number, case in enumerate(plan.cases):
+        for member, model in enumerate(plan.models):
+            shapes = {feed.name: feed.shape for feed in case.feeds[member]}
+            key = (model.path, *sorted(shapes.items()))
+            if key not in found:
+                found[key] = read_costs(model.path, shapes)
+            costs[number, member] = found[key]
+    return costs

@@ -17,6 +17,7 @@ from toolchain.errors import BenchError, ModelFileError, ToolchainError
 
 from . import runner
 from .plan import ROUND_S, BenchPlan
+from .runtimes import worker_of
 from .statistics import FloatArray
 
 Progress = Callable[[int, int, str], None]
@@ -68,6 +69,7 @@ def job_of(plan: BenchPlan) -> dict[str, Any]:
     """Return the runner's job, as its module docstring describes it."""
     return {
         "seed": plan.effort.seed,
+        "repetition": plan.effort.repetition,
         "processes": plan.effort.processes,
         "rounds": plan.effort.rounds,
         "round_s": ROUND_S,
@@ -80,8 +82,10 @@ def job_of(plan: BenchPlan) -> dict[str, Any]:
                         "path": str(model.path),
                         "feeds": [asdict(feed) for feed in feeds],
                         "carried": [list(pair) for pair in model.carried] if plan.streams(case, model) else [],
+                        **({"inputs": str(plan.inputs.resolve())} if plan.inputs is not None else {}),
+                        **({"worker": worker} if (worker := worker_of(plan.runtime(member))) is not None else {}),
                     }
-                    for model, feeds in zip(plan.models, case.feeds, strict=True)
+                    for member, (model, feeds) in enumerate(zip(plan.models, case.feeds, strict=True))
                 ],
             }
             for case in plan.cases

@@ -15,7 +15,7 @@ from toolchain.axes import BATCH, TIME
 from toolchain.errors import BenchError
 from toolchain.interface import Feed, ModelInterface, plan_feeds, read_interface
 
-DEVICES = ("cpu",)
+ONNX_RUNTIME = "onnxruntime"
 DEFAULT_MODEL, DEFAULT_BASELINE = Path("model.shrunk.onnx"), Path("model.onnx")
 ROUND_S = 0.05  # shorter than most load changes on a shared machine, 10x longer than waking a process takes
 MAKERS = {
@@ -29,8 +29,11 @@ class Effort:
     """How long to measure: fresh processes per model and shape, and seconds for all of them together."""
 
     processes: int = 8  # the t quantile behind the interval is 2.4 there; at 4 it is 3.2, at 20 it is 2.1
-    seconds: float = 4.0  # two models, two shapes: 16 s of samples and 3 s of starts
+    seconds: float = 3.0  # two models, two shapes: 12 s of samples and 9 s of starts and warm-up
     seed: int = 0
+    precision: float | None = None  # half the interval's width over the speedup: 0.02 is plus or minus 2%
+    limit_s: float = 120.0  # of the whole measurement, where a precision is asked for
+    repetition: int = 0  # how often this was measured before; the order differs from one to the next
 
     @property
     def rounds(self) -> int:
@@ -50,22 +53,26 @@ class Case:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BenchPlan:
-    """Everything that will be measured; `models[0]` is the baseline of the others."""
+    """Everything that will be measured; `models[0]` is the baseline of the others.
+
+    `runtimes` says for each model what runs it; empty, ONNX Runtime runs all. `inputs` is a file of real inputs.
+    """
 
     device: str
     models: tuple[ModelInterface, ...]
     cases: tuple[Case, ...]
     effort: Effort
+    runtimes: tuple[str, ...] = ()
+    inputs: Path | None = None
+    protocol: str | None = None
+
+    def runtime(self, member: int) -> str:
+        """Return what runs a model: ONNX Runtime unless said otherwise."""
+        return self.runtimes[member] if self.runtimes else ONNX_RUNTIME
 
     def streams(self, case: Case, model: ModelInterface) -> bool:
         """Tell whether the model's carried state is fed back from call to call: one step at a time."""
         return case.steps == 1 and bool(model.carried)
-
-
-def check_device(device: str) -> None:
-    """Raise BenchError for a device that does not exist."""
-    if device not in DEVICES:
-        raise BenchError(f"device {device!r}: is not known; expected one of: {', '.join(DEVICES)}.")
 
 
 def choose_models(models: Sequence[Path], baseline: Path | None) -> tuple[Path, ...]:

@@ -1,7 +1,8 @@
 """From a measurement to rows, and from rows to files. A row is one model at one shape and thread count.
 
-JSON: {"schema": 1, "machine": {…}, "rows": [{…}, …]}, with the raw samples of each process, so that every
-statistic in it can be derived again. CSV: the same rows without the samples.
+JSON: {"schema": 1, "machine": {…}, "rows": [{…}, …], "models": {…}, "rooflines": […]}, with
+the raw samples of each process, so that every statistic in it can be derived again. CSV: the same rows without the
+samples.
 """
 
 from __future__ import annotations
@@ -9,19 +10,22 @@ from __future__ import annotations
 import csv
 import json
 import os
-import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from toolchain.errors import OutputError
+from toolchain.files import write_text
 from toolchain.interface import ModelInterface
 
+from .costs import ModelCosts
 from .measure import Measurement, Run
-from .plan import Case
-from .statistics import Speedup, compare, describe
+from .plan import BenchPlan, Case
+from .roofline import Roofline, limit_s
+from .statistics import FloatArray, Process, Speedup, bootstrap_medians, describe, interval, precision, speedup_of
 
 if TYPE_CHECKING:
     import pandas as pd  # type: ignore[import-untyped]
@@ -30,28 +34,55 @@ SCHEMA = 1
 Row = dict[str, Any]
 
 
-def build_rows(measurement: Measurement) -> list[Row]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Context:
+    """What rows say besides times.
+
+    Attributes:
+        method: how the times came about.
+        costs: of a model in a case, by both numbers.
+        rooflines: by number of threads.
+        differences: of a model's outputs from ONNX Runtime's, where another runtime runs it.
+    """
+
+    method: str = "measured"
+    costs: Mapping[tuple[int, int], ModelCosts] = field(default_factory=dict)
+    rooflines: Mapping[int, Roofline] = field(default_factory=dict)
+    differences: Mapping[int, float] = field(default_factory=dict)
+
+
+def build_rows(measurement: Measurement, context: Context | None = None) -> list[Row]:
     """Derive every statistic; within a case the baseline's row comes first."""
-    plan = measurement.plan
+    plan, context = measurement.plan, context or Context()
     rows = []
     for number, case in enumerate(plan.cases):
-        baseline_runs = measurement.of(number, 0)
+        rounds = [_rounds(measurement.of(number, member)) for member in range(len(plan.models))]
+        medians = [bootstrap_medians(each, seed=plan.effort.seed) for each in rounds]
         for member, model in enumerate(plan.models):
             runs = measurement.of(number, member)
             speedup = Speedup(ratio=1.0, low=1.0, high=1.0)  # of the baseline over itself, by definition
             if member > 0:
-                speedup = compare(_rounds(baseline_runs), _rounds(runs), seed=plan.effort.seed)
+                speedup = speedup_of(rounds[0], rounds[member], medians[0], medians[member])
+            latency = _latency_fields(case, runs, medians[member])
             rows.append(
                 {
                     "model": model.name,
                     "baseline": plan.models[0].name,
                     "is_baseline": member == 0,
                     "device": plan.device,
-                    "method": "measured",
+                    "method": context.method,
                     **_case_fields(case, streams=plan.streams(case, model)),
-                    **_latency_fields(case, runs),
+                    **latency,
                     **_speedup_fields(speedup),
+                    **_precision_fields(plan, speedup, latency, alone=len(plan.models) == 1),
                     **_model_fields(model, runs),
+                    **_cost_fields(
+                        context.costs.get((number, member)), context.rooflines.get(case.threads), latency["p50_s"]
+                    ),
+                    "runtime": plan.runtime(member),
+                    "outputs_differ_by": context.differences.get(member),
+                    "inputs": None if plan.inputs is None else plan.inputs.name,
+                    "protocol": plan.protocol,
                     "seed": plan.effort.seed,
                 }
             )
@@ -75,45 +106,54 @@ def check_writable(path: Path) -> None:
         raise OutputError(f"{path}: its folder {path.parent} is not writable. Choose another place.")
 
 
-def write_json(path: Path, machine: dict[str, Any], rows: Sequence[Row]) -> None:
-    """Write rows and machine as JSON; the file appears complete or not at all."""
-    document = {"schema": SCHEMA, "machine": machine, "rows": list(rows)}
-    _write(path, json.dumps(document, indent=1, allow_nan=False) + "\n")
+def write_json(
+    path: Path,
+    machine: dict[str, Any],
+    rows: Sequence[Row],
+    *,
+    layers: Mapping[str, ModelCosts] | None = None,
+    rooflines: Sequence[Roofline] = (),
+) -> None:
+    """Write rows and machine as JSON; the file appears complete or not at all.
+
+    Args:
+        path: the file.
+        machine: what the runner says about where it ran.
+        rows: what was measured.
+        layers: of each model, at the longest shape.
+        rooflines: that rows were held against.
+    """
+    write_text(
+        path, json.dumps(document(machine, rows, layers=layers, rooflines=rooflines), indent=1, allow_nan=False) + "\n"
+    )
+
+
+def document(
+    machine: dict[str, Any],
+    rows: Sequence[Row],
+    *,
+    layers: Mapping[str, ModelCosts] | None = None,
+    rooflines: Sequence[Roofline] = (),
+) -> dict[str, Any]:
+    """Return what `write_json` writes, as plain data."""
+    content: dict[str, Any] = {"schema": SCHEMA, "machine": machine, "rows": list(rows)}
+    if layers:
+        content["models"] = {
+            name: {"layers": [asdict(layer) for layer in costs.layers], "not_counted": list(costs.not_counted)}
+            for name, costs in layers.items()
+        }
+    if rooflines:
+        content["rooflines"] = [roofline.to_json() for roofline in rooflines]
+    return content
 
 
 def write_csv(path: Path, rows: Sequence[Row]) -> None:
     """Write the rows without their samples as CSV; the file appears complete or not at all."""
-    table = frame(rows).drop(columns=["samples_s", "rounds"])
-    _write(path, table.to_csv(index=False, quoting=csv.QUOTE_MINIMAL))
+    table = frame(rows).drop(columns=["samples_s", "rounds"], errors="ignore")  # no samples of what was not measured
+    write_text(path, table.to_csv(index=False, quoting=csv.QUOTE_MINIMAL))
 
 
-def _write(path: Path, text: str) -> None:
-    check_writable(path)
-    temporary = None
-    try:
-        with tempfile.NamedTemporaryFile(
-            "w", encoding="utf-8", dir=path.parent, prefix=f".{path.name}.", delete=False
-        ) as file:
-            temporary = Path(file.name)
-            file.write(text)
-        os.chmod(temporary, 0o666 & ~_umask())  # a temporary file is private; a result is not
-        os.replace(temporary, path)
-    except OSError as error:
-        raise OutputError(
-            f"{path}: cannot be written ({error.strerror}). Free the space or choose another place."
-        ) from error
-    finally:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
-def _rounds(runs: Sequence[Run]) -> list[tuple[Any, ...]]:
+def _rounds(runs: Sequence[Run]) -> list[Process]:
     return [run.rounds for run in runs]
 
 
@@ -121,10 +161,13 @@ def _case_fields(case: Case, *, streams: bool) -> Row:
     return {"threads": case.threads, "steps": case.steps, "batch": case.batch, "state_fed_back": streams}
 
 
-def _latency_fields(case: Case, runs: Sequence[Run]) -> Row:
+def _latency_fields(case: Case, runs: Sequence[Run], medians: FloatArray) -> Row:
     latency = describe(_rounds(runs))
+    low, high = interval(medians, processes=len(runs))
     return {
         "p50_s": latency.p50_s,
+        "p50_low_s": low,
+        "p50_high_s": high,
         "p90_s": latency.p90_s,
         "p99_s": latency.p99_s,
         "mean_s": latency.mean_s,
@@ -143,6 +186,28 @@ def _speedup_fields(speedup: Speedup) -> Row:
         "speedup_low": speedup.low,
         "speedup_high": speedup.high,
         "significant": speedup.significant,
+    }
+
+
+def _precision_fields(plan: BenchPlan, speedup: Speedup, latency: Row, *, alone: bool) -> Row:
+    """Return half the interval's width over its value: of the speedup, and of the median of a model that is alone."""
+    found = precision(speedup.low, speedup.ratio, speedup.high)
+    if alone:
+        found = precision(latency["p50_low_s"], latency["p50_s"], latency["p50_high_s"])
+    return {"precision": found, "precision_asked": plan.effort.precision}
+
+
+def _cost_fields(costs: ModelCosts | None, roofline: Roofline | None, p50_s: float) -> Row:
+    """Return what one inference moves and multiplies; None for what is not known."""
+    moved, multiply_adds = (None, None) if costs is None else (costs.bytes_moved, costs.multiply_adds)
+    limit = None if costs is None or roofline is None else limit_s(roofline, costs)
+    return {
+        "multiply_adds": multiply_adds,
+        "bytes_moved": moved,
+        "bytes_per_s": None if moved is None else moved / p50_s,
+        "flops_per_s": None if multiply_adds is None else 2 * multiply_adds / p50_s,
+        "limit_s": limit,
+        "limit_share": None if limit is None else limit / p50_s,
     }
 
 

@@ -2,41 +2,41 @@
 
     python runner.py < job.json > result.json     (or: python runner.py job.json)
 
-The same file runs on this machine, is copied to a device, and stands in a bundle, so it imports nothing
-from this package and works with Python 3.9 and later. `conduct` leads; it starts copies of this file
-as workers and talks to them in JSON lines.
+The same file runs on this machine, is copied to a device, and stands in a bundle, so it imports nothing from this
+package and works with Python 3.9 and later. `conduct` leads; it starts copies of this file as workers and talks to them
+in JSON lines. How a ratio is made robust on a machine that other programs use:
 
-How a ratio is made robust on a machine that other programs use:
-
-* A worker holds one model for one shape, nothing else. Load time, first inference and peak memory
-  are therefore those of a fresh process, as a user of that model would see them.
-* One *replicate* keeps one live worker per model, and they take turns in short rounds of about 50 ms, in
-  random order. pyperf and hyperfine run one command to its end and then the next, so a neighbour's load
-  that lasts a few seconds falls on one of them; here it falls on all, and cancels in the ratio.
-* Replicates start again with new processes, as pyperf does: address layout and page placement
-  differ from process to process, and no number of samples in one process averages them out.
-* The first call of a round finds the other model's weights in the caches and is dropped, unless
-  it fills the round by itself, and then its cold caches weigh little.
+* A worker holds one model for one shape, nothing else. Load time, first inference and peak memory are therefore those
+  of a fresh process, as a user of that model would see them.
+* One *replicate* keeps one live worker per model, and they take turns in short rounds of about 50 ms, in random order.
+  pyperf and hyperfine run one command to its end and then the next, so a neighbour's load that lasts a few seconds
+  falls on one of them; here it falls on all, and cancels in the ratio.
+* Replicates start again with new processes, as pyperf does: address layout and page placement differ from process to
+  process, and no number of samples in one process averages them out.
+* The first call of a round finds the other model's weights in the caches and is dropped, unless it fills the round by
+  itself, and then its cold caches weigh little.
 * Waiting workers block on a pipe. They burn no CPU, because ONNX Runtime's spinning is off.
 
-A sample is one `session.run` with numpy arrays: what a Python caller waits for. That includes 5 to 10
-microseconds of binding overhead, the same for all models, so ratios of tiny models are understated.
+A sample is one `session.run` with numpy arrays: what a Python caller waits for, 5 to 10 microseconds of binding
+included. They are the same for all models, so ratios of tiny models are understated.
 
-Job:    {"seed", "processes", "rounds", "round_s", "cases": [{"threads", "members": [
+Job:    {"seed", "repetition": 0 or absent, "processes", "rounds", "round_s", "cases": [{"threads", "members": [
              {"model", "path", "feeds": [{"name", "dtype", "shape", "kind", "value"}],
-              "carried": [[in, out]]}]}]}
+              "carried": [[in, out]], "inputs": NPZ or absent, "worker": PYTHON FILE or absent}]}]}
+         `inputs` holds arrays by input name, used in place of those made here. `worker` is run in place of this file:
+         it calls `main` with another runtime's `Engine`.
 Result: {"machine": {…}, "runs": [{"case", "member", "process", "load_s", "first_s", "warm_up_s", "warm",
              "peak_rss_bytes", "idle_rss_bytes", "rounds_s": [[sample, …], …]}]}
 """
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import platform
 import random
 import signal
-import struct
 import subprocess
 import sys
 import tempfile
@@ -44,7 +44,7 @@ import threading
 import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 Json = dict[str, Any]
 Clock = Callable[[], int]
@@ -82,9 +82,7 @@ def elf_machine() -> int | None:
         return None
     if header[:4] != b"\x7fELF":
         return None
-    order = "<" if header[5] == 1 else ">"  # EI_DATA: 1 is little endian
-    (machine,) = struct.unpack(order + "H", header[18:20])
-    return int(machine)
+    return int.from_bytes(header[18:20], "little" if header[5] == 1 else "big")  # EI_DATA: 1 is little endian
 
 
 def is_emulated(machine: str, elf: int | None) -> bool:
@@ -94,11 +92,10 @@ def is_emulated(machine: str, elf: int | None) -> bool:
 
 def describe_machine() -> Json:
     """Return what a reader needs to know about this machine; unknown values are None."""
-    elf = elf_machine()
-    cpufreq = "/sys/devices/system/cpu/cpu0/cpufreq/"
-    khz, mhz = _read(cpufreq + "scaling_cur_freq"), _cpuinfo("cpu MHz")
+    elf, cpu, cpufreq = elf_machine(), _cpuinfo(), "/sys/devices/system/cpu/cpu0/cpufreq/"
+    khz, mhz = _read(cpufreq + "scaling_cur_freq"), cpu.get("cpu MHz")
     return {
-        "cpu_model": _cpu_model(),
+        "cpu_model": _cpu_model(cpu),
         "cpus": os.cpu_count(),
         "cpus_allowed": allowed_cpus(),
         "machine": platform.machine(),
@@ -114,9 +111,7 @@ def describe_machine() -> Json:
 
 def allowed_cpus() -> list[int]:
     """Return the numbers of the CPUs that this process may use, sorted."""
-    if hasattr(os, "sched_getaffinity"):
-        return sorted(os.sched_getaffinity(0))
-    return list(range(os.cpu_count() or 1))
+    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
 
 
 def _read(path: str) -> str | None:
@@ -127,19 +122,16 @@ def _read(path: str) -> str | None:
         return None
 
 
-def _cpuinfo(key: str) -> str | None:
-    for line in (_read("/proc/cpuinfo") or "").splitlines():
-        name, _, value = line.partition(":")
-        if name.strip() == key:
-            return value.strip()
-    return None
+def _cpuinfo() -> dict[str, str]:
+    """Return the first CPU's facts by name."""
+    pairs = (line.partition(":") for line in reversed((_read("/proc/cpuinfo") or "").splitlines()))
+    return {name.strip(): value.strip() for name, _, value in pairs}
 
 
-def _cpu_model() -> str | None:
-    """Name the CPU; ARM kernels leave the name out, so the board or the part number stands in for it."""
-    part = _cpuinfo("CPU part")
-    arm = f"ARM implementer {_cpuinfo('CPU implementer')} part {part}" if part else None
-    return _cpuinfo("model name") or _read("/proc/device-tree/model") or arm or platform.processor() or None
+def _cpu_model(cpu: dict[str, str]) -> str | None:
+    """Name the CPU; ARM kernels leave the name out: then the board, or the part number."""
+    arm = f"ARM implementer {cpu.get('CPU implementer')} part {cpu['CPU part']}" if "CPU part" in cpu else None
+    return cpu.get("model name") or _read("/proc/device-tree/model") or arm or platform.processor() or None
 
 
 def time_round(call: Callable[[], None], clock: Clock, round_s: float, max_calls: int) -> list[float]:
@@ -183,7 +175,7 @@ def make_feed(feed: Json, seed: int) -> Any:
     return np.full(shape, feed["value"], dtype)
 
 
-def open_session(path: str, threads: int) -> Any:
+def open_session(path: str | bytes, threads: int) -> Any:
     """Load a model with exactly `threads` threads, one operator at a time, and no spinning."""
     import onnxruntime as ort
 
@@ -194,6 +186,17 @@ def open_session(path: str, threads: int) -> Any:
     options.log_severity_level = 3  # errors; a warning is no reason to write over the progress bar
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     return ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+
+def make_feeds(job: Json) -> Json:
+    """Build all inputs of a model; arrays in the file `inputs` come before made ones."""
+    import numpy as np
+
+    given = np.load(job["inputs"]) if job.get("inputs") else {}
+    return {
+        feed["name"]: given[feed["name"]] if feed["name"] in given else make_feed(feed, job["seed"])
+        for feed in job["feeds"]
+    }
 
 
 def make_call(session: Any, feeds: Json, carried: Sequence[Sequence[str]]) -> Callable[[], None]:
@@ -221,26 +224,36 @@ def peak_rss_bytes() -> int:
             return int(line.split()[1]) * 1024
     import resource
 
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-def serve(requests: IO[str], replies: IO[str], clock: Clock = time.perf_counter_ns) -> None:
+class Engine(NamedTuple):
+    """A runtime: packages that decide how fast it is, and how it loads a model; sessions have ONNX Runtime's `run`."""
+
+    packages: tuple[str, ...]
+    open_session: Callable[[str, int], Any]
+
+    def versions(self) -> Json:
+        """Import the packages, which is no part of loading a model, and return their versions."""
+        return {name: importlib.import_module(name).__version__ for name in self.packages}
+
+
+ONNX_RUNTIME = Engine(("onnxruntime", "numpy"), open_session)
+
+
+def serve(requests: IO[str], replies: IO[str], engine: Engine, clock: Clock = time.perf_counter_ns) -> None:
     """Load the model of the first line, then time one round for every line that follows."""
     job = json.loads(requests.readline())
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, allowed_cpus()[: job["threads"]])
-    import numpy
-    import onnxruntime
-
+    software = engine.versions()
     idle_rss_bytes = peak_rss_bytes()
     start = clock()
-    session = open_session(job["path"], job["threads"])
+    session = engine.open_session(job["path"], job["threads"])
     load_s = (clock() - start) / 1e9
-    _reply(replies, load_s=load_s, onnxruntime=onnxruntime.__version__, numpy=numpy.__version__)
+    _reply(replies, load_s=load_s, **software)
     requests.readline()  # "first": the model is accepted; what fails from here on is its input
-    feeds = {feed["name"]: make_feed(feed, job["seed"]) for feed in job["feeds"]}
-    call = make_call(session, feeds, job["carried"])
+    call = make_call(session, make_feeds(job), job["carried"])
     start = clock()
     call()
     first_s = (clock() - start) / 1e9
@@ -265,7 +278,7 @@ class Worker:
         # -P: the folder of this file holds modules with names of the standard library (statistics).
         flags = ["-P"] if sys.version_info >= (3, 11) else []
         self.process = subprocess.Popen(
-            [sys.executable, *flags, os.path.abspath(__file__), "--worker"],
+            [sys.executable, *flags, member.get("worker") or os.path.abspath(__file__), "--worker"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self.stderr,
@@ -288,13 +301,8 @@ class Worker:
         """
         assert self.process.stdin is not None
         assert self.process.stdout is not None
-        expired = threading.Event()
-
-        def give_up() -> None:
-            expired.set()
-            self.process.kill()
-
-        timer = threading.Timer(timeout_s, give_up)
+        end = time.monotonic() + timeout_s
+        timer = threading.Timer(timeout_s, self.process.kill)
         timer.start()
         try:
             self.process.stdin.write(json.dumps(request) + "\n")
@@ -305,7 +313,7 @@ class Worker:
         finally:
             timer.cancel()
         if not line:
-            reason = f"no answer for {timeout_s:g} s" if expired.is_set() else self._last_words()
+            reason = f"no answer for {timeout_s:g} s" if time.monotonic() >= end else self._last_words()
             raise WorkerError(self.job, stage, reason)
         reply: Json = json.loads(line)
         return reply
@@ -329,20 +337,17 @@ def conduct(job: Json, report: Callable[[int, int, str], None]) -> Json:
     Raises:
         WorkerError: a model could not be loaded, or could not be run on its inputs.
     """
-    shuffled = random.Random(job["seed"])
-    runs: list[Json] = []
-    software: Json = {}
-    machine = describe_machine()  # before this job adds its own load
-    done, total = 0, job["processes"] * len(job["cases"])
-    for process in range(job["processes"]):
-        for case in shuffled.sample(range(len(job["cases"])), len(job["cases"])):
-            report(done, total, f"processes {process + 1} of {job['processes']}")
-            for member, run in _replicate(job, job["cases"][case], shuffled):
-                software = run.pop("software")
-                runs.append({"case": case, "member": member, "process": process, **run})
-            done += 1
-    report(total, total, "done")
-    return {"machine": {**machine, **software}, "runs": runs}
+    shuffled = random.Random(job["seed"] + job.get("repetition", 0))
+    result: Json = {"machine": describe_machine(), "runs": []}  # the machine before this job adds its own load
+    cases = range(len(job["cases"]))
+    order = [(process, case) for process in range(job["processes"]) for case in shuffled.sample(cases, len(cases))]
+    for done, (process, case) in enumerate(order):
+        report(done, len(order), f"processes {process + 1} of {job['processes']}")
+        for member, run in _replicate(job, job["cases"][case], shuffled):
+            result["machine"].update(run.pop("software"))
+            result["runs"].append({"case": case, "member": member, "process": process, **run})
+    report(len(order), len(order), "done")
+    return result
 
 
 def _replicate(job: Json, case: Json, shuffled: random.Random) -> Iterator[tuple[int, Json]]:
@@ -354,9 +359,8 @@ def _replicate(job: Json, case: Json, shuffled: random.Random) -> Iterator[tuple
         for member in shuffled.sample(members, len(members)):
             workers[member] = Worker(case["members"][member], case["threads"], job["seed"])
             loaded = workers[member].ask("load", workers[member].job)
-            load_s = loaded.pop("load_s")
             first = workers[member].ask("run", {})
-            runs[member] = {"software": loaded, "load_s": load_s, **first, "rounds_s": []}
+            runs[member] = {"load_s": loaded.pop("load_s"), "software": loaded, **first, "rounds_s": []}
         _take_turns(job, workers, runs, shuffled)
     finally:
         for worker in workers.values():
@@ -371,22 +375,20 @@ def _take_turns(job: Json, workers: dict[int, Worker], runs: dict[int, Json], sh
         if number >= MIN_ROUNDS and time.monotonic() > end:
             return
         for member in shuffled.sample(sorted(workers), len(workers)):
-            reply = workers[member].ask("run", {"round_s": job["round_s"]})
-            runs[member]["rounds_s"].append(reply["samples_s"])
+            runs[member]["rounds_s"].append(workers[member].ask("run", {"round_s": job["round_s"]})["samples_s"])
 
 
-def main(arguments: Sequence[str]) -> int:
+def main(arguments: Sequence[str], engine: Engine = ONNX_RUNTIME) -> int:
     """Serve as a worker, or conduct the job in the named file or on standard input."""
     if "--worker" in arguments:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the conductor's; its end closes our stdin
         replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
         os.dup2(2, 1)  # what libraries print must not land between the replies
-        serve(sys.stdin, replies)
+        serve(sys.stdin, replies, engine)
         return 0
     try:
         with open(arguments[0], encoding="utf-8") if arguments else sys.stdin as file:
-            job = json.load(file)
-        result = conduct(job, lambda done, total, what: print(what, file=sys.stderr))
+            result = conduct(json.load(file), lambda done, total, what: print(what, file=sys.stderr))
     except (OSError, ValueError, WorkerError) as error:  # no such file, not JSON, a model that fails
         print(f"error: {error}", file=sys.stderr)
         return 1

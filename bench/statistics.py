@@ -79,31 +79,76 @@ def describe(processes: Sequence[Process]) -> Latency:
     )
 
 
-def compare(baseline: Sequence[Process], model: Sequence[Process], *, seed: int) -> Speedup:
+def compare(baseline: Sequence[Process], model: Sequence[Process], *, seed: int, paired: bool = True) -> Speedup:
     """Return the ratio of medians, baseline over model, and its interval.
 
     Args:
         baseline: rounds of each process; at least 2 processes.
-        model: as many processes of as many rounds, which took turns with the baseline's.
+        model: likewise; as many processes of as many rounds where they are paired.
         seed: of the resampling.
+        paired: whether they took turns, so that what both saw cancels. Measurements of different times did not.
     """
-    rounds_per_process = [len(rounds) for rounds in baseline]
-    counts = _resample(rounds_per_process, np.random.default_rng(seed))
-    ratios = _medians(baseline, counts) / _medians(model, counts)
-    tail = _expanded_tail(len(baseline))
-    low, high = np.quantile(ratios, [tail, 1.0 - tail])
-    ratio = describe(baseline).p50_s / describe(model).p50_s
-    return Speedup(ratio=ratio, low=float(low), high=float(high))
+    return speedup_of(
+        baseline,
+        model,
+        bootstrap_medians(baseline, seed=seed),
+        bootstrap_medians(model, seed=seed if paired else seed + 1),
+    )
 
 
-def _resample(rounds_per_process: Sequence[int], random: np.random.Generator) -> CountArray:
+def speedup_of(
+    baseline: Sequence[Process], model: Sequence[Process], baseline_medians: FloatArray, medians: FloatArray
+) -> Speedup:
+    """Return what `compare` does, from medians that were resampled before."""
+    low, high = interval(baseline_medians / medians, processes=min(len(baseline), len(model)))
+    return Speedup(ratio=_median(baseline) / _median(model), low=low, high=high)
+
+
+def bootstrap_medians(processes: Sequence[Process], *, seed: int, resamples: int | None = None) -> FloatArray:
+    """Return the median of each resample, shape `[resamples]`.
+
+    The draw depends on the seed and on the numbers of processes and rounds alone: two models that took turns get the
+    same draw from the same seed.
+    """
+    rounds_per_process = [len(rounds) for rounds in processes]
+    return _medians(processes, _resample(rounds_per_process, np.random.default_rng(seed), resamples or RESAMPLES))
+
+
+def interval(values: FloatArray, *, processes: int) -> tuple[float, float]:
+    """Return the expanded 95% percentile interval of a statistic's resampled values."""
+    tail = _expanded_tail(processes)
+    low, high = np.quantile(values, [tail, 1.0 - tail])
+    return float(low), float(high)
+
+
+def precision(low: float, value: float, high: float) -> float:
+    """Return half an interval's width over its value: 0.02 reads as plus or minus 2%."""
+    return (high - low) / 2 / value
+
+
+def processes_to_add(found: float, asked: float, processes: int) -> int:
+    """Return how many more processes should make `found` as narrow as `asked`; 0 when it is.
+
+    An interval narrows with the root of the number of processes. At most as many again are added before another
+    look, because the first look is itself uncertain; at least 2, so that a look costs less than what it looks at.
+    """
+    if found <= asked:
+        return 0
+    return int(np.clip(np.ceil(processes * ((found / asked) ** 2 - 1)), 2, processes))
+
+
+def _median(processes: Sequence[Process]) -> float:
+    return float(np.median(np.concatenate([samples for rounds in processes for samples in rounds])))
+
+
+def _resample(rounds_per_process: Sequence[int], random: np.random.Generator, resamples: int) -> CountArray:
     """Draw processes, then rounds of each drawn process; return how often each round was drawn.
 
     Returns:
-        shape `[RESAMPLES, sum(rounds_per_process)]`.
+        shape `[resamples, sum(rounds_per_process)]`.
     """
     processes = len(rounds_per_process)
-    drawn = random.multinomial(processes, np.full(processes, 1 / processes), size=RESAMPLES)
+    drawn = random.multinomial(processes, np.full(processes, 1 / processes), size=resamples)
     columns = [
         # n draws of a process with r rounds are n*r draws of its rounds.
         random.multinomial(drawn[:, process] * rounds, np.full(rounds, 1 / rounds))

@@ -1,4 +1,4 @@
-"""The rows as a person reads them: two tables that fit 80 columns, warnings with remedies, and one sentence.
+"""The rows as a person reads them: tables that fit 80 columns, warnings with remedies, and one sentence.
 
 Rounding happens here and nowhere else.
 """
@@ -6,37 +6,64 @@ Rounding happens here and nowhere else.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from .report import Row
+from .stored import Comparison
 
 NAME_WIDTH = 20
 FEW_PROCESSES = 5  # the most that fewer can say with 95% is min to max of their ratios, and that is not 95%
 
 
-def print_report(console: Console, rows: Sequence[Row]) -> None:
-    """Print the tables, the warnings, and what was found."""
-    for shape, group in groupby(rows, key=_shape):
+def print_report(console: Console, rows: Sequence[Row], *, notes: Sequence[str] = ()) -> None:
+    """Print the tables, notes, warnings, and what was found."""
+    for shape, group in groupby(rows, key=shape_title):
         console.print(latency_table(shape, list(group)))
         console.print()
     console.print(model_table(rows))
     console.print()
+    if any(row["bytes_moved"] is not None for row in rows):
+        console.print(limit_table(rows))
+        console.print()
+    for note in notes:
+        console.print(Text(note), soft_wrap=True)
     for warning in warnings(rows):
         console.print(Text(f"warning: {warning}", style="yellow"), soft_wrap=True)
     console.print(Text(verdict(rows), style="bold"), soft_wrap=True)
     console.print(Text(next_step(rows)), soft_wrap=True)
 
 
+def print_stored(console: Console, comparison: Comparison, before: str, after: str) -> None:
+    """Print how two stored results differ, row by row."""
+    table = text_table(f"{after} against {before}")
+    for heading, width in (("steps x batch", 13), ("A ms", 7), ("B ms", 7), ("speedup", 10), ("95% interval", 14)):
+        table.add_column(heading, justify="right", width=width, no_wrap=True)
+    for row in comparison.rows:
+        table.add_row(
+            short_name(row["model"]),
+            f"{row['steps']} x {row['batch']}",
+            milliseconds(row["before_s"]),
+            milliseconds(row["after_s"]),
+            *_speedup_cells({**row, "is_baseline": False}),
+        )
+    console.print(table)
+    console.print()
+    for text in (*comparison.changed_versions, *(f"Not compared: {each}." for each in comparison.only_one)):
+        console.print(Text(text), soft_wrap=True)
+    console.print(Text("Measured at different times: what the machine did meanwhile does not cancel."), soft_wrap=True)
+
+
 def latency_table(shape: str, rows: Sequence[Row]) -> Table:
     """Return the rows of one shape: percentiles, throughput, speedup with its interval."""
     unit = "tokens/s" if all(row["reads_tokens"] for row in rows) else "steps/s"
-    table = _table(shape)
+    table = text_table(shape)
     for heading, width in (("p50 ms", 7), ("p90 ms", 7), ("p99 ms", 7), (unit, 8), ("speedup", 10)):
         table.add_column(heading, justify="right", width=width, no_wrap=True)
     table.add_column("95% interval", justify="right", width=12, no_wrap=True)
@@ -52,7 +79,7 @@ def latency_table(shape: str, rows: Sequence[Row]) -> Table:
 
 def model_table(rows: Sequence[Row]) -> Table:
     """Return one line per model: size, and what a fresh process needs until its first answer."""
-    table = _table("each model, in a fresh process")
+    table = text_table("each model, in a fresh process")
     for heading in ("file MB", "parameters", "peak MB", "load ms", "first ms"):
         table.add_column(heading, justify="right", no_wrap=True)
     last = {(row["model"], row["is_baseline"]): row for row in rows}  # the longest shape, where memory peaks
@@ -68,7 +95,26 @@ def model_table(rows: Sequence[Row]) -> Table:
     return table
 
 
-def _table(title: str) -> Table:
+def limit_table(rows: Sequence[Row]) -> Table:
+    """Return what one inference multiplies and moves, how fast, and how near that is to what the machine can do."""
+    limited = any(row["limit_share"] is not None for row in rows)
+    share = ", share of this machine's limit" if limited else ""
+    table = text_table(f"one inference: work, weights read{share}")
+    for heading in ("steps x batch", "M mult-adds", "MB moved", "GB/s", "GFLOP/s", *(("limit",) if limited else ())):
+        table.add_column(heading, justify="right", no_wrap=True)
+    units = (("multiply_adds", 1e-6), ("bytes_moved", 1e-6), ("bytes_per_s", 1e-9), ("flops_per_s", 1e-9))
+    for row in rows:
+        table.add_row(
+            short_name(row["model"]),
+            f"{row['steps']} x {row['batch']}",
+            *("-" if row[key] is None else significant(row[key] * unit, digits=3) for key, unit in units),
+            *(("-" if row["limit_share"] is None else f"{row['limit_share']:.0%}",) if limited else ()),
+        )
+    return table
+
+
+def text_table(title: str) -> Table:
+    """Return an empty table with a column for models."""
     table = Table(
         box=None, pad_edge=False, padding=(0, 1, 0, 0), title=title, title_justify="left", header_style="bold"
     )
@@ -84,13 +130,21 @@ def warnings(rows: Sequence[Row]) -> Iterator[str]:
         yield (
             f"{short_name(worst['model'])} at {_steps(worst)}: medians of fresh processes differ by "
             f"{worst['spread']:.0%} ({len(unstable)} of {len(rows)} rows: above 10%). The interval allows "
-            "for it; for a narrower one close other programs, or use --processes 16 --seconds 16."
+            "for it; for a narrower one close other programs, or use --precision 2%."
         )
     cold = [row for row in rows if not row["warm"]]
     if cold:
         yield (
             f"{short_name(cold[0]['model'])} at {_steps(cold[0])}: still getting faster after 1 s of warm-up "
             f"({len(cold)} of {len(rows)} rows). Repeat it; if it stays, fix the CPU's frequency governor."
+        )
+    loose = [row for row in rows if row["precision_asked"] is not None and row["precision"] > row["precision_asked"]]
+    if loose := [row for row in loose if not row["is_baseline"] or len(rows) == len(_alone(rows))]:
+        worst = max(loose, key=lambda row: float(row["precision"]))
+        yield (
+            f"{short_name(worst['model'])} at {_steps(worst)}: known to plus or minus {worst['precision']:.1%}, "
+            f"{worst['precision_asked']:.1%} was asked ({len(loose)} of {len(rows)} rows). The time limit came "
+            "first: close other programs, or raise --limit."
         )
     if len(rows[0]["samples_s"]) < FEW_PROCESSES:
         yield f"fewer than {FEW_PROCESSES} processes cannot carry a 95% interval. Use --processes 8."
@@ -116,14 +170,24 @@ def next_step(rows: Sequence[Row]) -> str:
         return f"Next: ship {best['model']}; --json FILE keeps the raw samples."
     if best["speedup_high"] < 1:
         return f"Next: ship {best['baseline']}; none of the others is faster."
-    return "Next: narrow the interval with --processes 16 --seconds 16, or make the model smaller."
+    return "Next: narrow the interval with --precision 1%, or make the model smaller."
 
 
-def short_name(name: str) -> str:
-    """Return the file name, shortened in the middle, where model names differ least."""
-    name = Path(name).name
-    half = (NAME_WIDTH - 1) // 2
-    return name if len(name) <= NAME_WIDTH else f"{name[:half]}…{name[-half:]}"
+def short_name(name: str, width: int = NAME_WIDTH) -> str:
+    """Return the end of a path in so many characters: with the folders that fit, because runs share file names.
+
+    A file name that is too long loses its suffix, then its middle; what a variant or a runtime adds in brackets stays.
+    """
+    parts = Path(name).parts
+    for first in range(len(parts)):
+        if len(whole := str(Path(*parts[first:]))) <= width:
+            return whole
+    file, space, added = parts[-1].partition(" (")
+    stem = file.removesuffix(".onnx")
+    left = max(width - len(space + added), 3)
+    if len(stem) > left:
+        stem = f"{stem[: left // 2]}…{stem[len(stem) - (left - 1) // 2 :]}"
+    return stem + space + added
 
 
 def milliseconds(seconds: float) -> str:
@@ -150,16 +214,22 @@ def count(value: float) -> str:
     return significant(value, digits=3)
 
 
+def _alone(rows: Sequence[Row]) -> list[Row]:
+    """Return the baseline's rows; they are all there is when one model was measured alone."""
+    return [row for row in rows if row["is_baseline"]]
+
+
 def _names(rows: Sequence[Row]) -> list[str]:
     return list(dict.fromkeys(row["model"] for row in rows))
 
 
-def _steps(row: Row) -> str:
+def _steps(row: Mapping[str, Any]) -> str:
     text = "1 step" if row["steps"] == 1 else f"{row['steps']} steps"
     return text if row["batch"] == 1 else f"{text} x {row['batch']} sequences"
 
 
-def _shape(row: Row) -> str:
+def shape_title(row: Mapping[str, Any]) -> str:
+    """Return a row's shape in words."""
     threads = "1 thread" if row["threads"] == 1 else f"{row['threads']} threads"
     return f"{_steps(row)}, {threads}" + (", state fed back" if row["state_fed_back"] else "")
 

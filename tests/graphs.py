@@ -9,6 +9,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from toolchain.runtime import RUNTIME_ERRORS
+
 GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
 OPSET = 17
 
@@ -123,6 +125,22 @@ def unrolled_rnn(path: Path, *, steps: int, between: str | None = None, tied: bo
     return save(path, nodes, [value("h0", ["B", 8])], [value(f"h{steps}", ["B", 8])], matrices)
 
 
+def in_both_branches(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return a model whose whole graph stands in both branches of an If."""
+    branches = []
+    for prefix in ("yes/", "no/"):
+        branch = onnx.compose.add_prefix_graph(model.graph, prefix, rename_inputs=False)
+        del branch.input[:]
+        branches.append(branch)
+    names = [output.name for output in model.graph.output]
+    node = helper.make_node("If", ["flag"], names, name="choose", then_branch=branches[0], else_branch=branches[1])
+    inputs = [*model.graph.input, value("flag", [], TensorProto.BOOL)]
+    graph = helper.make_graph([node], "graph", inputs, list(model.graph.output))
+    wrapped = helper.make_model(graph, opset_imports=list(model.opset_import), ir_version=model.ir_version)
+    wrapped.metadata_props.extend(model.metadata_props)
+    return wrapped
+
+
 def run(path: Path, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Run a model in ONNX Runtime: the oracle."""
     import onnxruntime as ort
@@ -131,6 +149,22 @@ def run(path: Path, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     options.log_severity_level = 4
     session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     return dict(zip([output.name for output in session.get_outputs()], session.run(None, feeds), strict=True))
+
+
+def newest_opset() -> int:
+    """Return the newest opset that both the installed onnx knows and the installed ONNX Runtime runs."""
+    import onnxruntime as ort
+
+    for opset in range(onnx.defs.onnx_opset_version(), OPSET, -1):
+        nodes = [helper.make_node("Relu", ["X"], ["Z"])]
+        graph = helper.make_graph(nodes, "graph", [value("X", [1])], [value("Z", [1])])
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
+        try:
+            ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+        except RUNTIME_ERRORS:
+            continue
+        return opset
+    return OPSET
 
 
 def initializer(path: Path, name: str) -> np.ndarray:

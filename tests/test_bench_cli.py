@@ -8,7 +8,8 @@ import bench_models
 import onnx
 import pytest
 from click.testing import CliRunner
-from toolchain.bench import measure, runner
+from test_bench_roofline import MADE_UP
+from toolchain.bench import measure, roofline, runner
 
 from toolchain.cli import cli
 from toolchain.errors import BenchError, ModelFileError, OutputError
@@ -18,12 +19,13 @@ QUICK = ["--processes", "5", "--seconds", "0.5"]
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path.with_name(tmp_path.name + "-cache")))
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
-def bench(*arguments):
-    return CliRunner().invoke(cli, ["bench", *map(str, arguments)])
+def bench(*arguments, roofline="skip"):
+    return CliRunner().invoke(cli, ["bench", *map(str, arguments), "--roofline", roofline])
 
 
 def test_without_names_the_shrunk_model_is_compared_and_found_faster(folder):
@@ -135,6 +137,76 @@ def test_emulated_time_is_refused(folder, monkeypatch):
     result = bench("m.onnx")
     assert isinstance(result.exception, BenchError)
     assert "this Python says aarch64 but runs under emulation (ELF machine 62)" in str(result.exception)
+
+
+def test_every_output_is_written_and_the_result_is_held_against_this_machines_limits(folder, monkeypatch):
+    measured = []
+    monkeypatch.setattr(roofline, "measure_roofline", lambda threads: measured.append(threads) or MADE_UP)
+    bench_models.lstm(folder / "m.onnx")
+    outputs = ["--json", "r.json", "--csv", "r.csv", "--markdown", "r.md", "--html", "r.html"]
+    result = bench("m.onnx", "--steps", 5, "--processes", 2, "--seconds", 0.1, *outputs, roofline="cached")
+    assert result.exit_code == 0, result.output
+    assert measured == [1]
+    assert "Limits of made up, measured 2026-11-01: 100 GB/s from 0 kB, 10 GB/s from 0 MB, 50 GFLOP/s." in result.output
+    document = json.loads((folder / "r.json").read_text())
+    (row,) = document["rows"]
+    W, R = 4 * 8 * 4, 4 * 8 * 8
+    assert row["bytes_moved"] == (5 * R + W) * 4
+    assert row["flops_per_s"] == pytest.approx(2 * 5 * (W + R) / row["p50_s"])
+    assert row["bytes_per_s"] == pytest.approx(row["bytes_moved"] / row["p50_s"])
+    assert row["limit_share"] == pytest.approx(row["limit_s"] / row["p50_s"])
+    assert row["p50_low_s"] <= row["p50_s"] <= row["p50_high_s"]
+    assert document["models"]["m.onnx"]["layers"][0]["hidden_size"] == 8
+    assert document["rooflines"][0]["threads"] == 1
+    assert "limit_share" in (folder / "r.csv").read_text()
+    assert "| m.onnx |" in (folder / "r.md").read_text()
+    assert (folder / "r.html").read_text().count('class="mark ') >= 3
+
+
+def test_a_speedup_below_the_threshold_ends_with_one_line_after_everything_is_written(folder):
+    bench_models.lstm(folder / "model.onnx", hidden=64)
+    bench_models.lstm(folder / "model.shrunk.onnx", hidden=64)
+    result = bench("--steps", 35, *QUICK, "--fail-below", "10x", "--json", "r.json")
+    assert type(result.exception) is BenchError
+    assert str(result.exception).startswith("model.shrunk.onnx: speedup ")
+    assert "expected at least 10.0x. Lower --fail-below, or make the model faster." in str(result.exception)
+    assert (folder / "r.json").exists()
+    assert bench("--steps", 35, *QUICK, "--fail-below", "0.1").exit_code == 0
+
+
+def test_one_model_alone_has_no_speedup_to_fail_below(folder):
+    bench_models.lstm(folder / "m.onnx")
+    result = bench("m.onnx", "--steps", 1, "--processes", 2, "--seconds", 0.1, "--fail-below", "1x")
+    assert "one model alone has no speedup; expected two or more" in str(result.exception)
+
+
+def test_a_precision_that_cannot_be_had_in_time_is_said(folder):
+    bench_models.lstm(folder / "m.onnx")
+    result = bench("m.onnx", "--steps", 1, "--processes", 5, "--seconds", 0.3, "--precision", "0.0001%", "--limit", 1)
+    assert result.exit_code == 0, result.output
+    assert "0.0% was asked (1 of 1 rows). The time limit came first: close other programs, or raise" in result.output
+
+
+def test_commands_of_two_words_do_not_take_the_place_of_models(folder):
+    """`bench compare` is a command; `bench` takes everything else, a file of that name too."""
+    for arguments, text in (
+        (["bench", "compare", "--help"], "Usage: cli bench compare [OPTIONS] A.json B.json"),
+        (["bench", "table", "--help"], "Usage: cli bench table [OPTIONS]"),
+        (["bench", "bundle", "--help"], "Usage: cli bench bundle [OPTIONS] FOLDER [MODEL]..."),
+        (["bench", "merge", "--help"], "Usage: cli bench merge [OPTIONS] FOLDER"),
+        (["bench", "calibrate", "--help"], "Usage: cli bench calibrate [OPTIONS]"),
+        (["bench", "--help"], "Usage: cli bench [OPTIONS] [MODEL]..."),
+    ):
+        assert text in CliRunner().invoke(cli, arguments).output
+    assert type(bench("./compare").exception) is ModelFileError
+    assert type(bench("model", "compare").exception) is ModelFileError
+
+
+def test_the_first_lines_of_the_help_show_the_three_stages_below_each_other():
+    lines = CliRunner().invoke(cli, ["--help"]).output.splitlines()
+    assert [line.split()[:2] for line in lines if "->" in line] == [
+        ["toolchain", "train"], ["toolchain", "shrink"], ["toolchain", "bench"]
+    ]  # fmt: skip
 
 
 def test_more_threads_than_cpus_are_warned_about(folder):

@@ -79,7 +79,7 @@ def test_no_difference_is_a_verdict():
     text = printed(measurement({"a": 1e-3, "b": 1e-3}))
     assert "1.00x n.s." in text
     assert "b.onnx is not significantly faster or slower than a.onnx at 35 steps (95% interval 1.00 to 1.00)." in text
-    assert "Next: narrow the interval with --processes 16 --seconds 16" in text
+    assert "Next: narrow the interval with --precision 1%" in text
 
 
 def test_a_slower_model_is_called_slower():
@@ -98,7 +98,7 @@ def test_unstable_processes_are_warned_about_with_a_remedy():
     factors = (1.0, 1.0, 1.25, 1.0, 1.0, 1.0, 1.0, 1.0)
     text = printed(measurement({"a": 1e-3, "b": 1e-3}, factors=factors))
     assert "medians of fresh processes differ by 25% (2 of 2 rows: above 10%)" in text
-    assert "use --processes 16 --seconds 16." in text
+    assert "use --precision 2%." in text
     assert "differ by" not in printed(measurement({"a": 1e-3, "b": 1e-3}))
 
 
@@ -121,9 +121,20 @@ def test_both_ends_of_an_interval_have_the_same_decimals():
     assert texts == ["0.95 to 2.10", "8.7 to 21.4", "28 to 33"]
 
 
-def test_a_long_name_keeps_both_ends():
-    assert table.short_name("runs/a-very-long-name-of-a-model.shrunk.onnx") == "a-very-lo…runk.onnx"
-    assert table.short_name("runs/model.shrunk.onnx") == "model.shrunk.onnx"
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("long-runs/model.shrunk.onnx", "model.shrunk.onnx"),
+        ("/home/me/runs/a/model.onnx", "me/runs/a/model.onnx"),
+        ("runs/a-very-long-name-of-a-model.shrunk.onnx", "a-very-lon…el.shrunk"),
+        ("runs/model.onnx (shrunk-int8)", "model (shrunk-int8)"),
+        ("model.shrunk.onnx (openvino)", "mode…runk (openvino)"),
+        ("model.shrunk.onnx (torch-compile)", "mo…k (torch-compile)"),
+    ],
+)
+def test_a_long_name_keeps_its_ends_the_folders_that_fit_and_what_was_added(name, shown):
+    assert table.short_name(name) == shown
+    assert len(shown) <= table.NAME_WIDTH
 
 
 def test_the_baseline_is_1x_itself_and_not_significant():
@@ -167,7 +178,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypat
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(report.os, "replace", full)
+    monkeypatch.setattr("os.replace", full)
     with pytest.raises(OutputError, match=r"r\.json: cannot be written \(No space left on device\)"):
         report.write_json(tmp_path / "r.json", {}, [])
     assert [path.read_text() for path in tmp_path.iterdir()] == ["old"]

@@ -67,7 +67,7 @@ def test_explain_says_what_is_live_and_what_a_blocker_costs(tmp_path: Path) -> N
     middle = [
         helper.make_node("Transpose", ["Y"], ["T"], perm=[0, 2, 1, 3]),
         helper.make_node("Reshape", ["T", "shape"], ["S"]),
-        helper.make_node("QuickGelu", ["S"], ["M"], domain="com.microsoft", name="gelu"),
+        helper.make_node("SampleOp", ["S"], ["M"], domain="com.microsoft", name="gelu"),
     ]
     path = tmp_path / "model.onnx"
     layer_with_head(path, middle=middle, extra={"shape": np.array([0, 0, -1])})
@@ -75,7 +75,7 @@ def test_explain_says_what_is_live_and_what_a_blocker_costs(tmp_path: Path) -> N
     assert done.returncode == 3, done.stderr
     assert "LSTM layer: 8 of 8 units are live, 8 stay" in done.stdout
     assert "coupled with: nothing" in done.stdout
-    assert "blocked by QuickGelu gelu: no transfer function is known for this operator; how many" in done.stdout
+    assert "blocked by SampleOp gelu: no transfer function is known for this operator; how many" in done.stdout
     assert "Nothing to remove: every unit is read, or kept by what is named above." in done.stdout
     (node,) = json.loads((tmp_path / "r.json").read_text())["explanations"]
     assert (node["live"], node["kept"], node["would_free_together"]) == ([8], 8, None)

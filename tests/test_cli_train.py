@@ -3,6 +3,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import pytest
 from click.testing import CliRunner
 
 from toolchain.cli import cli
-from toolchain.errors import MissingExtraError, RecipeError, TrainingError
+from toolchain.errors import MissingExtraError, ModelFileError, RecipeError, TrainingError
 
 SMALL = """
 [data]
@@ -131,6 +132,10 @@ def test_two_processes_reach_the_perplexity_of_one(folder):
         ("--resume", ".", "pydocs"),
         ("--name", "../x"),
         ("--name", ".."),
+        ("--from", "m.onnx", "--resume", "."),
+        ("--from", "m.onnx", "-o", "./m.onnx"),
+        ("--from", "model.onnx"),
+        ("--from", "m.onnx", "--set", "model.hidden_sizes=[3, 3]"),
     ],
 )
 def test_an_option_out_of_range_is_wrong_usage(folder, arguments):
@@ -145,6 +150,7 @@ def test_an_option_out_of_range_is_wrong_usage(folder, arguments):
         (("small.tml",), RecipeError, "small.tml: no such recipe"),
         (("small.toml", "--set", "optim.epoch=3"), RecipeError, r"optim.epoch: no such key.*Did you mean epochs\?"),
         (("small.toml", "--set", "optim.epochs"), RecipeError, "expected section.key=value"),
+        (("small.toml", "--from", "gone.onnx"), ModelFileError, "gone.onnx: no such file; expected an ONNX model"),
         (("--resume", "."), RecipeError, "recipe.toml: no such recipe"),
         (("small.toml", "--text", "words.txt", "--name", "taken"), TrainingError, "taken: exists already"),
     ],
@@ -189,3 +195,39 @@ def test_a_resumed_run_refuses_another_text(folder):
     result = invoke("--resume", "runs/small")
     assert isinstance(result.exception, TrainingError)
     assert "expected the same vocabulary" in str(result.exception)
+
+
+def test_a_run_goes_on_from_a_shrunk_model_densely_and_says_what_it_rebuilt(folder):
+    assert invoke("small.toml", "--text", "words.txt").exit_code == 0
+    assert CliRunner().invoke(cli, ["shrink", "model.onnx"]).exit_code == 0
+    again = ("small.toml", "--text", "words.txt", "--from", "model.shrunk.onnx", "--set", "optim.epochs=2", "-o")
+    result = invoke(*again, "tuned.onnx", "--name", "tuned")
+    assert result.exit_code == 0
+    first, second, *_ = result.output.splitlines()
+    pattern = (
+        r"from model.shrunk.onnx: embedding (\d+), LSTM (\d+) \+ (\d+); perplexity (\S+) in ONNX Runtime, "
+        r"(\S+) in the rebuilt network \(\S+ apart; first [\d,]+ words of the validation text\)"
+    )
+    found = re.fullmatch(pattern, first)
+    assert found is not None, first
+    embedding, one, other, onnx_perplexity, torch_perplexity = found.groups()
+    assert onnx_perplexity == torch_perplexity
+    assert (
+        second == f"the exported model carries a state of {one} + {other} units, where model.shrunk.onnx takes 12 + 9"
+    )
+    resolved = (folder / "runs/tuned/recipe.toml").read_text()
+    assert "# started from model.shrunk.onnx" in resolved
+    assert f"embedding_size = {embedding}\nhidden_sizes = [{one}, {other}]" in resolved
+    assert 'method = "dense"' in resolved
+    assert len(metrics("tuned")) == 2
+    (folder / "tuned.onnx").unlink()
+    assert invoke("--resume", "runs/tuned", "-o", "tuned.onnx").exit_code == 0  # the folder alone is enough
+    assert (folder / "tuned.onnx").read_bytes() == (folder / "runs/tuned/model.onnx").read_bytes()
+
+
+def test_a_share_to_keep_makes_the_continued_run_select_neurons_again(folder):
+    assert invoke("small.toml", "--text", "words.txt", "--method", "dense", "--set", "optim.epochs=1").exit_code == 0
+    again = ("small.toml", "--text", "words.txt", "--from", "model.onnx", "--keep", "0.5", "-o", "narrow.onnx")
+    assert invoke(*again, "--name", "narrow").exit_code == 0
+    assert 'method = "neuron-selection"' in (folder / "runs/narrow/recipe.toml").read_text()
+    assert abs(json.loads((folder / "runs/narrow/result.json").read_text())["share"] - 0.5) < 0.05

@@ -11,7 +11,8 @@ import pytest
 from graphs import kill, layer_with_head, recurrent_weights, save, value
 from onnx import TensorProto, helper
 
-from toolchain.graph.explanation import Coupling, NodeExplanation, explain, left_whole
+import toolchain
+from toolchain.graph.explanation import Coupling, NodeExplanation, explain
 from toolchain.graph.loading import load_model
 from toolchain.graph.normalise import normalise
 from toolchain.graph.operators import OPERATORS
@@ -191,7 +192,7 @@ def test_nodes_inside_a_subgraph_are_explained_with_the_others(tmp_path: Path) -
     assert (blocker.node, blocker.op_type) == ("Z", "graph output")
 
 
-def test_a_quantized_lstm_is_left_whole(tmp_path: Path) -> None:
+def test_a_quantized_lstm_is_explained_by_its_range(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     constants = {
         "W": rng.integers(-9, 9, (1, 5, 32)).astype(np.int8),
@@ -202,7 +203,6 @@ def test_a_quantized_lstm_is_left_whole(tmp_path: Path) -> None:
     inputs = ["X", "W", "R", "", "", "", "", "", "scale", "zero", "scale", "zero"]
     nodes = [helper.make_node("DynamicQuantizeLSTM", inputs, ["Y"], domain="com.microsoft", name="q", hidden_size=8)]
     path = save(tmp_path / "m.onnx", nodes, [value("X", ["T", "B", 5])], [value("Y", ["T", 1, "B", 8])], constants)
-    model, _ = load_model(path)
-    (left,) = left_whole(model.graph)
-    assert (left.node, left.op_type) == ("q", "DynamicQuantizeLSTM")
-    assert left.reason.startswith("its weights are quantized; shrink the float model first")
+    (node,) = toolchain.shrink(path, dry_run=True, explained=True).explanations
+    assert (node.op_type, node.live, node.kept) == ("DynamicQuantizeLSTM", (8,), 8)
+    assert {blocker.op_type for blocker in node.blocked_by} == {"DynamicQuantizeLSTM", "graph output"}

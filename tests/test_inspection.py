@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from graphs import constant, layer_with_head, recurrent_weights, save, unrolled_rnn, value
+from graphs import OPSET, constant, layer_with_head, recurrent_weights, save, unrolled_rnn, value
 from onnx import TensorProto, helper
 
 from toolchain.errors import ModelFileError
@@ -31,12 +31,13 @@ def lstm(
     before: Sequence[onnx.NodeProto] = (),
     constants: dict[str, np.ndarray] | None = None,
     inputs: Sequence[onnx.ValueInfoProto] = (),
+    opset: int = OPSET,
     **attributes: int,
 ) -> Path:
     """Write one LSTM whose hidden sequence is the output `Z`; `constants` replace its weights."""
     weights = recurrent_weights("LSTM", input_size=5, hidden_size=H) | (constants or {})
     node = helper.make_node("LSTM", ["X", W, "R", "B"], ["Z"], name="layer", **{"hidden_size": H, **attributes})
-    return save(path, [*before, node], [value("X", X), *inputs], [value("Z", Z)], weights)
+    return save(path, [*before, node], [value("X", X), *inputs], [value("Z", Z)], weights, opset=opset)
 
 
 def lost_projection(path: Path) -> Path:
@@ -66,8 +67,9 @@ def computed(path: Path) -> Path:
 
 
 def dequantized(path: Path) -> Path:
-    whole = {"Wq": np.ones((1, 4 * H, 5), dtype=np.int8), "by": np.array(0.1, dtype=np.float32)}
-    return lstm(path, W="U", before=[helper.make_node("DequantizeLinear", ["Wq", "by"], ["U"])], constants=whole)
+    blocks = {"Wq": np.ones((1, 4 * H, 5), dtype=np.int8), "by": np.full((1, 2 * H, 5), 0.1, dtype=np.float32)}
+    before = [helper.make_node("DequantizeLinear", ["Wq", "by"], ["U"], axis=1, block_size=2)]
+    return lstm(path, W="U", before=before, constants=blocks, opset=21)
 
 
 def frozen_reshape(path: Path) -> Path:
@@ -93,7 +95,7 @@ CASES: list[tuple[str, Callable[[Path], Path], str]] = [
     ("shapes", lambda path: lstm(path, constants={"B": np.ones((1, 63), dtype=np.float32)}), "B has shape (1, 63)"),
     ("layout", lambda path: lstm(path, X=["B", "T", 5], Z=["B", "T", 1, H], layout=1), "layout=1"),
     ("unrolled", lambda path: unrolled_rnn(path, steps=3), "(written 3 times)"),
-    ("quantized", dequantized, "its weights are quantized (DequantizeLinear)"),
+    ("quantized", dequantized, "its weights are quantized in blocks"),
     ("computed_weights", computed, "its weights depend on scale"),
     ("frozen_reshape", frozen_reshape, "[6, -1, 8] holds a length of the exporter's example"),
     ("stale_output_shape", lambda path: lstm(path, Z=[9, 1, "B", H]), "[9, 1, B, 8], but the graph makes it [T, 1"),

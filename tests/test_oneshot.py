@@ -79,7 +79,8 @@ def pruned(path: Path, *, target: Target, **method: object) -> tuple[Analysis, l
     model, interface = load_model(path)
     graph_model = normalise(model).model
     calibration = random_calibration(interface, interface.carried)
-    analysis = analyse(graph_model, interface, calibration, Method(threads=1, **method))  # type: ignore[arg-type]
+    analysis = analyse(graph_model, interface, calibration, Method(threads=1, **method),  # type: ignore[arg-type]
+                       columns=target.kind != "ratio")  # fmt: skip
     commit(graph_model, analysis, choose(analysis, target))
     plan = plan_surgery(graph_model.graph, carried=interface.carried, compact_state=False)
     sizes = [(change.input_after, change.hidden_after) for change in plan.changes]
@@ -158,7 +159,7 @@ def test_costs_of_counts_are_those_of_the_cut_model(tmp_path: Path) -> None:
 
     model, interface = load_model(stacked(tmp_path / "m.onnx", "GRU", directions=2))
     normalised = normalise(model)
-    analysis = analyse(normalised.model, interface, random_calibration(interface, ()), Method(threads=1))
+    analysis = analyse(normalised.model, interface, random_calibration(interface, ()), Method(threads=1), columns=False)
     counts = choose(analysis, HALF)
     commit(normalised.model, analysis, counts)
     plan = plan_surgery(normalised.model.graph, carried=(), compact_state=False)
@@ -173,6 +174,8 @@ def test_a_bias_is_only_made_where_something_is_added(tmp_path: Path) -> None:
     model, interface = load_model(path)
     normalised = normalise(model)
     nodes = [node.op_type for node in normalised.model.graph]
-    analysis = analyse(normalised.model, interface, random_calibration(interface, ()), Method(compensate=False))
+    analysis = analyse(
+        normalised.model, interface, random_calibration(interface, ()), Method(compensate=False), columns=False
+    )
     commit(normalised.model, analysis, choose(analysis, HALF))
     assert [node.op_type for node in normalised.model.graph] == nodes

@@ -1,166 +1,38 @@
-"""Each operator between a recurrent layer and its head: the planted dead units go, or a named node keeps them.
-
-Every case says how many of the 8 units must be left, so doing nothing fails as surely as cutting too much.
-"""
+"""Each operator between a recurrent layer and its head: the planted dead units go, or a named node keeps them."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import onnx
+import onnxruntime as ort
 import pytest
-from graphs import layer_with_head, recurrent_shapes, run
-from onnx import NodeProto, helper
+from graphs import (
+    constant,
+    in_both_branches,
+    kill,
+    layer_with_head,
+    recurrent_shapes,
+    recurrent_weights,
+    run,
+    save,
+    value,
+)
+from onnx import TensorProto, helper, numpy_helper
+from operator_cases import BOTH, CASES, DEAD, DEAD_ROWS, LEFT, SQUEEZE, WHOLE, Case, array, node, write
 
 import toolchain
+from toolchain.errors import ModelFileError
 from toolchain.graph.operators import OPERATORS
 from toolchain.graph.support import support_table
 
-DEAD = (1, 4, 5)
-LEFT = 5
-WHOLE = 8
-SQUEEZE = helper.make_node("Squeeze", ["Y", "one"], ["S"])  # Y [T, 1, B, 8] -> S [T, B, 8]
-BOTH = helper.make_node("Transpose", ["Y"], ["Yt"], perm=[0, 2, 1, 3])  # [T, D, B, H] -> [T, B, D, H]
 rng = np.random.default_rng(5)
-
-
-@dataclass(frozen=True)
-class Case:
-    """What stands between the layer and its head."""
-
-    name: str
-    middle: tuple[NodeProto, ...]
-    left: int = LEFT
-    dead: tuple[int, ...] = DEAD
-    extra: dict[str, np.ndarray] = field(default_factory=dict)
-    directions: int = 1
-    head_rows: int | None = None
-    dead_rows: tuple[int, ...] | None = None
-    opset: int = 17
-    out_rank: int = 3
-
-
-def node(op_type: str, inputs: list[str], outputs: list[str], **attributes: object) -> NodeProto:
-    return helper.make_node(op_type, inputs, outputs, name=f"{op_type}_{outputs[0]}", **attributes)
-
-
-def array(*numbers: float, dtype: type = np.int64) -> np.ndarray:
-    return np.array(numbers, dtype=dtype)
-
-
-CASES = [
-    Case("unary", (SQUEEZE, node("Relu", ["S"], ["M"]))),
-    Case("constant per unit", (SQUEEZE, node("Add", ["S", "v"], ["M"])), extra={"v": rng.random(8, np.float32)}),
-    Case("scalar", (SQUEEZE, node("Div", ["S", "v"], ["M"])), extra={"v": array(2.0, dtype=np.float32)[0]}),
-    Case("zero factor", (SQUEEZE, node("Mul", ["S", "v"], ["M"])), left=3, dead=(0, 1, 2, 4, 5), dead_rows=DEAD,
-         extra={"v": array(0, 1, 0, 1, 1, 1, 1, 1, dtype=np.float32)}),
-    Case("zero factor before a gate of its own",
-         (SQUEEZE, node("Mul", ["S", "v"], ["z"]), node("Sigmoid", ["z"], ["g"]), node("Mul", ["z", "g"], ["M"])),
-         left=3, dead=(0, 1, 2, 4, 5), dead_rows=DEAD, extra={"v": array(0, 1, 0, 1, 1, 1, 1, 1, dtype=np.float32)}),
-    Case("where with a constant condition", (SQUEEZE, node("Where", ["c", "S", "v"], ["M"])), dead=(0, 1, 2, 4, 5),
-         dead_rows=DEAD,
-         extra={"c": array(0, 1, 0, 1, 1, 1, 1, 1, dtype=np.bool_), "v": rng.random(8, np.float32)}),
-    Case("clip", (SQUEEZE, node("Clip", ["S", "lo", "hi"], ["M"])),
-         extra={"lo": np.float32(-0.1).reshape(()), "hi": np.float32(0.1).reshape(())}),
-    Case("slope per unit", (SQUEEZE, node("PRelu", ["S", "v"], ["M"])), extra={"v": rng.random(8, np.float32)}),
-    Case("residual", (SQUEEZE, node("Tanh", ["S"], ["A"]), node("Add", ["A", "S"], ["M"]))),
-    Case("scaled by one number per step",
-         (SQUEEZE, node("ReduceMean", ["X"], ["s"], axes=[2], keepdims=1), node("Mul", ["S", "s"], ["M"]))),
-    Case("softmax over the units", (SQUEEZE, node("Softmax", ["S"], ["M"], axis=-1)), left=WHOLE),
-    Case("softmax over the steps", (SQUEEZE, node("Softmax", ["S"], ["M"], axis=0))),
-    Case("layer normalisation", (SQUEEZE, node("LayerNormalization", ["S", "v"], ["M"])), left=WHOLE,
-         extra={"v": rng.random(8, np.float32)}),
-    Case("mean over the steps", (SQUEEZE, node("ReduceMean", ["S"], ["M"], axes=[0], keepdims=0)), out_rank=2),
-    Case("sum over the units", (SQUEEZE, node("ReduceSum", ["S", "last"], ["r"], keepdims=1),
-                                node("Add", ["S", "r"], ["M"])), left=WHOLE, extra={"last": array(-1)}),
-    Case("reshape to a constant width", (node("Reshape", ["Y", "shape"], ["M"]),), extra={"shape": array(0, -1, 8)}),
-    Case("flatten steps and batch", (SQUEEZE, node("Reshape", ["S", "shape"], ["M"])), extra={"shape": array(-1, 8)},
-         out_rank=2),
-    Case("shape put together at run time",
-         (node("Shape", ["X"], ["shape"]), node("Gather", ["shape", "two"], ["lengths"]),
-          node("Concat", ["lengths", "width"], ["full"], axis=0), node("Reshape", ["Y", "full"], ["M"])),
-         extra={"two": array(0, 1), "width": array(8)}),
-    Case("units split into groups and back",
-         (SQUEEZE, node("Reshape", ["S", "groups"], ["G"]), node("Relu", ["G"], ["g"]),
-          node("Reshape", ["g", "flat"], ["M"])), left=6, extra={"groups": array(0, 0, 2, 4), "flat": array(0, 0, 8)}),
-    Case("slice of the units", (SQUEEZE, node("Slice", ["S", "from", "to", "axis"], ["M"])), head_rows=5, left=3,
-         dead=(0, 1, 2, 5, 7), dead_rows=(0, 3), extra={"from": array(2), "to": array(7), "axis": array(2)}),
-    Case("slice backwards", (SQUEEZE, node("Slice", ["S", "from", "to", "axis", "step"], ["M"])),
-         dead_rows=(2, 3, 6), extra={"from": array(-1), "to": array(-9), "axis": array(-1), "step": array(-1)}),
-    Case("every second unit", (SQUEEZE, node("Slice", ["S", "from", "to", "axis", "step"], ["M"])), head_rows=4,
-         dead=(1, 3, 4, 5, 7), dead_rows=(2,), left=3,
-         extra={"from": array(0), "to": array(8), "axis": array(2), "step": array(2)}),
-    Case("last step", (SQUEEZE, node("Gather", ["S", "end"], ["M"], axis=0)), extra={"end": array(-1)[0]}, out_rank=2),
-    Case("chosen units", (SQUEEZE, node("Gather", ["S", "chosen"], ["M"], axis=2)), head_rows=4,
-         dead=(1, 4, 5, 6, 7), dead_rows=(1,), left=3, extra={"chosen": array(0, 1, 2, 3)}),
-    Case("split and join", (SQUEEZE, node("Split", ["S", "parts"], ["a", "b"], axis=2),
-                            node("Sigmoid", ["b"], ["c"]), node("Concat", ["a", "c"], ["M"], axis=2)),
-         extra={"parts": array(3, 5)}),
-    Case("equal split", (SQUEEZE, node("Split", ["S"], ["a", "b"], axis=2), node("Concat", ["b", "a"], ["M"], axis=2)),
-         dead_rows=(5, 0, 1)),
-    Case("skip connection", (SQUEEZE, node("Concat", ["S", "X"], ["M"], axis=2)), head_rows=13, dead_rows=DEAD),
-    Case("expand", (SQUEEZE, node("Unsqueeze", ["S", "zero"], ["U"]), node("Expand", ["U", "shape"], ["E"]),
-                    node("ReduceMax", ["E"], ["M"], axes=[0], keepdims=0)),
-         extra={"zero": array(0), "shape": array(3, 1, 1, 8)}),
-    Case("tile", (SQUEEZE, node("Tile", ["S", "repeats"], ["M"])), head_rows=16, dead_rows=(1, 4, 5, 9, 12, 13),
-         extra={"repeats": array(1, 1, 2)}),
-    Case("tile along the steps", (SQUEEZE, node("Tile", ["S", "repeats"], ["M"])), extra={"repeats": array(2, 1, 1)}),
-    Case("einsum that contracts the units", (SQUEEZE, node("Einsum", ["S", "w"], ["M"], equation="tbk,kn->tbn")),
-         dead_rows=(),
-         extra={"w": np.where(np.isin(np.arange(8), DEAD)[:, None], 0, rng.random((8, 8))).astype(np.float32)}),
-    Case("einsum with the matrix first and turned",
-         (SQUEEZE, node("Einsum", ["w", "S"], ["M"], equation="nk,tbk->tbn")), dead_rows=(),
-         extra={"w": np.where(np.isin(np.arange(8), DEAD), 0, rng.random((8, 8))).astype(np.float32)}),
-    Case("einsum of two computed values",
-         (SQUEEZE, node("Einsum", ["S", "S"], ["M"], equation="tbk,tbk->tbk")), left=WHOLE),
-    Case("padding on the right", (SQUEEZE, node("Pad", ["S", "pads"], ["M"])), head_rows=10,
-         extra={"pads": array(0, 0, 0, 0, 0, 2)}),
-    Case("bidirectional, side by side", (BOTH, node("Reshape", ["Yt", "shape"], ["M"])), directions=2,
-         extra={"shape": array(0, 0, 16)}),
-    Case("bidirectional, summed", (node("ReduceSum", ["Y", "axis"], ["M"], keepdims=0),), directions=2, head_rows=8,
-         dead_rows=DEAD, extra={"axis": array(1)}),
-    Case("bidirectional, one direction read",
-         (node("Gather", ["Y", "first"], ["M"], axis=1),), directions=2, head_rows=8, dead_rows=DEAD,
-         extra={"first": array(0)[0]}),
-    Case("older opset", (node("Squeeze", ["Y"], ["S"], axes=[1]), node("Clip", ["S"], ["M"], min=-1.0, max=1.0)),
-         opset=10),
-    Case("the second length alone",
-         (SQUEEZE, node("Shape", ["S"], ["shape"]), node("Slice", ["shape", "one", "two"], ["batch"]),
-          node("Concat", ["free", "batch", "width"], ["full"], axis=0), node("Reshape", ["S", "full"], ["M"])),
-         extra={"one": array(1), "two": array(2), "free": array(-1), "width": array(8)}),
-    Case("shape put together at run time, in an opset without inference of it",
-         (node("Shape", ["X"], ["shape"]), node("Gather", ["shape", "two"], ["lengths"]),
-          node("Concat", ["lengths", "width"], ["full"], axis=0), node("Reshape", ["Y", "full"], ["S"]),
-          node("Relu", ["S"], ["M"])),
-         extra={"two": array(0, 1), "width": array(8)}, opset=9),
-    Case("lengths sliced with a step",
-         (SQUEEZE, node("Shape", ["S"], ["shape"]), node("Slice", ["shape", "zero", "two", "zero", "one"], ["lengths"]),
-          node("Concat", ["lengths", "width"], ["full"], axis=0), node("Reshape", ["S", "full"], ["M"])),
-         extra={"zero": array(0), "one": array(1), "two": array(2), "width": array(8)}),
-    Case("channels of a convolution",
-         (SQUEEZE, node("Transpose", ["S"], ["C"], perm=[1, 2, 0]), node("Conv", ["C", "kernel"], ["K"]),
-          node("Transpose", ["K"], ["M"], perm=[2, 0, 1])), left=7, head_rows=8, dead_rows=(),
-         extra={"kernel": np.where(np.arange(8)[None, :, None] == 1, 0, rng.random((8, 8, 1))).astype(np.float32)}),
-    Case("batch normalisation",
-         (SQUEEZE, node("Transpose", ["S"], ["C"], perm=[1, 2, 0]),
-          node("BatchNormalization", ["C", "v", "v", "v", "v"], ["K"]),
-          node("Transpose", ["K"], ["M"], perm=[2, 0, 1])),
-         extra={"v": 0.5 + rng.random(8, np.float32)}),
-    Case("product with itself over the units",
-         (SQUEEZE, node("Transpose", ["S"], ["a"], perm=[1, 0, 2]), node("Transpose", ["S"], ["b"], perm=[1, 2, 0]),
-          node("MatMul", ["a", "b"], ["scores"]), node("MatMul", ["scores", "a"], ["M"])), left=WHOLE),
-]  # fmt: skip
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_planted_dead_units_go_through(case: Case, tmp_path: Path) -> None:
-    dead = (case.dead, case.dead)[: case.directions]
-    opset_one = {"one": np.array([1])} if any("one" in n.input for n in case.middle) else {}
-    source = layer_with_head(
-        tmp_path / "m.onnx", directions=case.directions, dead=dead, middle=case.middle, head_rows=case.head_rows,
-        extra={**opset_one, **case.extra}, dead_rows=case.dead_rows, opset=case.opset, out_rank=case.out_rank,
-    )  # fmt: skip
+    source = write(case, tmp_path / "m.onnx")
     result = toolchain.shrink(source)
     sizes = [node.hidden_after for node in result.nodes]
     assert sizes == [case.left], result.nodes
@@ -175,7 +47,131 @@ def test_planted_dead_units_go_through(case: Case, tmp_path: Path) -> None:
         np.testing.assert_allclose(actual["Z"], expected["Z"], atol=1e-6)
 
 
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_planted_dead_units_go_in_both_branches_of_an_if(case: Case, tmp_path: Path) -> None:
+    source = tmp_path / "inside.onnx"
+    onnx.save(in_both_branches(onnx.load(write(case, tmp_path / "m.onnx"))), source)
+    result = toolchain.shrink(source)
+    assert [node.hidden_after for node in result.nodes] == [case.left, case.left]
+    assert (result.status == "written") == (case.left < WHOLE)
+
+
+@pytest.mark.parametrize("axis", [None, 0, 1])
+@pytest.mark.parametrize("case", [case for case in CASES if case.opset >= 13], ids=lambda case: case.name)
+def test_constants_that_are_quantized_are_cut_or_named(case: Case, axis: int | None, tmp_path: Path) -> None:
+    source = with_quantized_constants(write(case, tmp_path / "m.onnx"), axis)
+    result = toolchain.shrink(source)  # proves what it writes
+    (recurrent,) = result.nodes
+    assert recurrent.hidden_after >= case.left
+    assert recurrent.hidden_after == case.left or recurrent.blocked_by
+
+
+def with_quantized_constants(path: Path, axis: int | None) -> Path:
+    """Store float constants of two axes or more as integers, with one scale or one per position of an axis."""
+    model = onnx.load(path)
+    graph = model.graph
+    by = {} if axis is None else {"axis": axis}
+    for tensor in list(graph.initializer):
+        floats = numpy_helper.to_array(tensor)
+        if floats.dtype != np.float32 or floats.ndim < 2:
+            continue
+        size = () if axis is None else (floats.shape[axis],)
+        scale = rng.uniform(0.005, 0.02, size).astype(np.float32)
+        along = scale if axis is None else scale.reshape([-1 if a == axis else 1 for a in range(floats.ndim)])
+        integers = np.clip(np.round(floats / along), -127, 127).astype(np.int8)
+        graph.initializer.remove(tensor)
+        graph.initializer.extend([constant(f"{tensor.name}_q", integers), constant(f"{tensor.name}_scale", scale)])
+        names = [f"{tensor.name}_q", f"{tensor.name}_scale"]
+        graph.node.insert(0, helper.make_node("DequantizeLinear", names, [tensor.name], **by))
+    onnx.save(model, path)
+    return path
+
+
 def test_the_documented_table_is_the_code(request: pytest.FixtureRequest) -> None:
     documented = request.config.rootpath / "docs" / "operators.md"
     assert documented.read_text() == support_table(), "run python -m toolchain.graph.support > docs/operators.md"
     assert all(name in support_table() for name in OPERATORS)
+
+
+def test_a_direction_that_dies_takes_its_own_activations_with_it(tmp_path: Path) -> None:
+    weights = recurrent_weights("GRU", input_size=3, hidden_size=4, directions=2)
+    head = rng.standard_normal((8, 2)).astype(np.float32)
+    kill(head, range(4), axis=0)  # of the first direction, whose alpha comes before those of the second
+    nodes = [
+        node("GRU", ["X", "W", "R", "B"], ["Y"], hidden_size=4, direction="bidirectional",
+             activations=["Sigmoid", "LeakyRelu", "Elu", "LeakyRelu"], activation_alpha=[0.1, 0.7, 0.4]),
+        BOTH, node("Reshape", ["Yt", "shape"], ["M"]), node("MatMul", ["M", "head"], ["Z"]),
+    ]  # fmt: skip
+    constants = {**weights, "head": head, "shape": array(0, 0, 8)}
+    source = save(tmp_path / "m.onnx", nodes, [value("X", ["T", "B", 3])], [value("Z", [None] * 3)], constants)
+    result = toolchain.shrink(source)
+    recurrent = onnx.load(result.output).graph.node[0]
+    attributes = {attribute.name: helper.get_attribute_value(attribute) for attribute in recurrent.attribute}
+    assert (attributes["direction"], attributes["activations"]) == (b"reverse", [b"Elu", b"LeakyRelu"])
+    np.testing.assert_allclose(attributes["activation_alpha"], [0.7, 0.4])
+    feeds = {"X": rng.standard_normal((5, 2, 3)).astype(np.float32)}
+    np.testing.assert_allclose(run(result.output, feeds)["Z"], run(source, feeds)["Z"], atol=1e-6)
+
+
+def test_a_weight_under_two_names_is_cut_once_and_stays_one(tmp_path: Path) -> None:
+    weights = recurrent_weights("GRU", input_size=3, hidden_size=8)
+    kill(weights["R"], DEAD)
+    head = np.where(np.isin(np.arange(8), DEAD)[:, None], 0, rng.random((8, 2))).astype(np.float32)
+    nodes = [node("Identity", [name], [f"{name}_again"]) for name in weights]
+    nodes += [
+        node("GRU", ["X", "W", "R", "B"], ["Y"], hidden_size=8), node("Neg", ["X"], ["N"]),
+        node("GRU", ["N", "W_again", "R_again", "B_again"], ["V"], hidden_size=8), node("Sub", ["Y", "V"], ["D"]),
+        node("Squeeze", ["D", "one"], ["M"]), node("MatMul", ["M", "head"], ["Z"]),
+    ]  # fmt: skip
+    constants = {**weights, "head": head, "one": array(1)}
+    source = save(tmp_path / "m.onnx", nodes, [value("X", ["T", "B", 3])], [value("Z", [None] * 3)], constants)
+    result = toolchain.shrink(source)
+    first, second = (node for node in onnx.load(result.output).graph.node if node.op_type == "GRU")
+    assert list(first.input)[1:4] == list(second.input)[1:4]
+    assert recurrent_shapes(result.output) == [(3, LEFT), (3, LEFT)]
+
+
+@pytest.mark.parametrize(("op_type", "said"), [("LSTM", "does not support double yet"), ("RNN", "implementation for")])
+def test_double_precision_is_refused_in_one_line_because_onnx_runtime_does_not_run_it(
+    tmp_path: Path, op_type: str, said: str
+) -> None:
+    weights = recurrent_weights(op_type, input_size=3, hidden_size=8, dtype=np.float64)
+    kill(weights["R"], DEAD)
+    head = np.where(np.isin(np.arange(8), DEAD)[:, None], 0, rng.random((8, 2)))
+    nodes = [node(op_type, ["X", "W", "R"], ["Y"], hidden_size=8), SQUEEZE, node("MatMul", ["S", "head"], ["Z"])]
+    ends = [value("X", ["T", "B", 3], TensorProto.DOUBLE)], [value("Z", [None] * 3, TensorProto.DOUBLE)]
+    source = save(tmp_path / "m.onnx", nodes, *ends, {**weights, "head": head, "one": array(1)})
+    with pytest.raises(ModelFileError, match=said) as error:
+        toolchain.shrink(source)
+    assert str(error.value).startswith(str(source))
+    assert "\n" not in str(error.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["m.onnx"]
+
+
+def test_what_the_optimiser_of_onnx_runtime_wrote_is_understood(tmp_path: Path) -> None:
+    gelu = (
+        node("Div", ["S", "root2"], ["d"]), node("Erf", ["d"], ["e"]), node("Add", ["e", "one_"], ["p"]),
+        node("Mul", ["S", "p"], ["m"]), node("Mul", ["m", "half"], ["G"]),
+        node("Transpose", ["G"], ["C"], perm=[1, 2, 0]), node("Conv", ["C", "kernel"], ["K"]),
+        node("Relu", ["K"], ["R_"]), node("Transpose", ["R_"], ["M"], perm=[2, 0, 1]),
+    )  # fmt: skip
+    numbers = {"root2": np.float32(2**0.5), "one_": np.float32(1), "half": np.float32(0.5)}
+    extra = {**numbers, "one": array(1), "kernel": DEAD_ROWS.T[..., None].copy()}
+    source = layer_with_head(tmp_path / "m.onnx", dead=(DEAD,), middle=(SQUEEZE, *gelu), extra=extra, dead_rows=())
+    optimised = optimise(source, tmp_path / "optimised.onnx")
+    fused = {known.op_type for known in onnx.load(optimised).graph.node if known.domain == "com.microsoft"}
+    assert fused == {"Gelu", "FusedConv"}
+    result = toolchain.shrink(optimised)
+    assert recurrent_shapes(result.output) == [(5, LEFT)]
+    feeds = {"X": rng.standard_normal((5, 2, 5)).astype(np.float32)}
+    np.testing.assert_allclose(run(result.output, feeds)["Z"], run(source, feeds)["Z"], atol=1e-6)
+
+
+def optimise(source: Path, target: Path) -> Path:
+    """Let ONNX Runtime write the model as it would run it, with operators fused."""
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+    options.optimized_model_filepath = str(target)
+    options.log_severity_level = 4
+    ort.InferenceSession(str(source), options, providers=["CPUExecutionProvider"])
+    return target

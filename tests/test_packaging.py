@@ -19,7 +19,7 @@ def test_every_package_is_listed(project: dict[str, object], request: pytest.Fix
     root: Path = request.config.rootpath
     inside = {".".join(path.parent.relative_to(root).parts) for path in (root / "toolchain").rglob("__init__.py")}
     listed = project["tool"]["setuptools"]["packages"]  # type: ignore[index]
-    assert set(listed) == inside | {"toolchain.models", "toolchain.bench"}
+    assert set(listed) == inside | {"toolchain.models", "toolchain.bench", "toolchain.bench.devices"}
 
 
 def test_the_version_is_said_once_and_alike(project: dict[str, object]) -> None:

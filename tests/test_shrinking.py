@@ -108,14 +108,14 @@ def test_a_dead_unit_with_no_unit_left_keeps_one(tmp_path: Path) -> None:
 def test_an_unknown_operator_keeps_its_units_and_is_named(tmp_path: Path) -> None:
     middle = [
         helper.make_node("Squeeze", ["Y", "one"], ["S"]),
-        helper.make_node("Gelu", ["S"], ["M"], name="odd_one", domain="com.microsoft"),
+        helper.make_node("SampleOp", ["S"], ["M"], name="odd_one", domain="com.microsoft"),
     ]
     source = layer_with_head(tmp_path / "m.onnx", middle=middle, extra={"one": np.array([1])})
     result = toolchain.shrink(source)
     assert result.status == "nothing_to_remove"
     (node,) = result.nodes
     (blocker,) = node.blocked_by
-    assert (blocker.node, blocker.op_type) == ("odd_one", "Gelu")
+    assert (blocker.node, blocker.op_type) == ("odd_one", "SampleOp")
     assert "no transfer function" in blocker.reason
 
 
@@ -352,16 +352,6 @@ def test_a_recurrence_of_the_wrong_shape_is_refused_by_name(tmp_path: Path) -> N
         toolchain.shrink(source)
 
 
-def test_a_model_that_the_runtime_refuses_is_named(tmp_path: Path) -> None:
-    source = layer_with_head(tmp_path / "m.onnx")
-    model = onnx.load(source)
-    model.opset_import[0].version = 99
-    onnx.save(model, source)
-    with pytest.raises(ModelFileError, match=r"ONNX Runtime .* does not take it"):
-        toolchain.shrink(source)
-    assert [path.name for path in tmp_path.iterdir()] == ["m.onnx"]
-
-
 def test_the_output_must_not_be_the_input(tmp_path: Path) -> None:
     source = layer_with_head(tmp_path / "m.onnx")
     with pytest.raises(OutputError, match="is the model to shrink"):
@@ -409,7 +399,7 @@ def test_an_operator_without_known_shapes_below_a_layer_costs_only_the_layers_in
     source = streaming_model(tmp_path / "m.onnx")
     model = onnx.load(source)
     model.graph.node[0].input[0] = "G"
-    model.graph.node.insert(0, helper.make_node("Gelu", ["X"], ["G"], name="odd_one", domain="com.microsoft"))
+    model.graph.node.insert(0, helper.make_node("SampleOp", ["X"], ["G"], name="odd_one", domain="com.microsoft"))
     onnx.save(model, source)
     result = toolchain.shrink(source)
     assert result.status == "written"

@@ -10,10 +10,11 @@ import numpy as np
 import onnx
 import pytest
 from click.testing import CliRunner
-from graphs import GATES, constant, kill, recurrent_weights, run, save, value
+from graphs import GATES, constant, in_both_branches, kill, recurrent_weights, run, save, value
 from hypothesis import HealthCheck, given, settings
 from onnx import TensorProto, helper, numpy_helper
-from random_graphs import STATIC_BATCH, RandomGraph, random_graphs
+from random_books import STATIC_BATCH, RandomGraph
+from random_graphs import random_graphs
 from test_properties import feeds_of
 
 import toolchain
@@ -611,22 +612,6 @@ def test_a_dead_loop_still_comes_to_its_end(tmp_path: Path) -> None:
     inputs = [value("X", [4, "B", 5]), value("h0", [1, "B", 8])]
     source = save(tmp_path / "m.onnx", outer, inputs, [value("Z", [4, "B", 3])], constants)
     assert toolchain.shrink(source).status == "nothing_to_remove"
-
-
-def in_both_branches(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Return a model whose whole graph stands in both branches of an If."""
-    branches = []
-    for prefix in ("yes/", "no/"):
-        branch = onnx.compose.add_prefix_graph(model.graph, prefix, rename_inputs=False)
-        del branch.input[:]
-        branches.append(branch)
-    names = [output.name for output in model.graph.output]
-    node = helper.make_node("If", ["flag"], names, name="choose", then_branch=branches[0], else_branch=branches[1])
-    inputs = [*model.graph.input, value("flag", [], TensorProto.BOOL)]
-    graph = helper.make_graph([node], "graph", inputs, list(model.graph.output))
-    wrapped = helper.make_model(graph, opset_imports=list(model.opset_import), ir_version=model.ir_version)
-    wrapped.metadata_props.extend(model.metadata_props)
-    return wrapped
 
 
 @settings(max_examples=20, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck))

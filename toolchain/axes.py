@@ -112,7 +112,7 @@ def nodes_of(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
     """Yield the nodes of a graph and of every graph inside its nodes."""
     for node in graph.node:
         yield node
-        for inner in _inner_graphs(node):
+        for inner in inner_graphs(node):
             yield from nodes_of(inner)
 
 
@@ -120,7 +120,7 @@ def graphs_of(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
     """Yield a graph and every graph inside its nodes."""
     yield graph
     for node in graph.node:
-        for inner in _inner_graphs(node):
+        for inner in inner_graphs(node):
             yield from graphs_of(inner)
 
 
@@ -133,7 +133,8 @@ def constants_of(graph: onnx.GraphProto) -> dict[str, onnx.TensorProto]:
     return constants
 
 
-def _inner_graphs(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
+def inner_graphs(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
+    """Yield the graphs that lie in a node's attributes."""
     for attribute in node.attribute:
         if attribute.HasField("g"):
             yield attribute.g
@@ -200,7 +201,7 @@ def _step_back(node: onnx.NodeProto, claim: _Claim, constants: Mapping[str, onnx
         return
     if node.op_type == "If":
         position = list(node.output).index(claim.value)
-        for branch in _inner_graphs(node):
+        for branch in inner_graphs(node):
             yield _Claim(branch.output[position].name, claim.labels, claim.role, claim.rows)
         return
     if node.op_type == "Gather" and node.input[0] in constants:

@@ -10,6 +10,7 @@
     |-- TrainingError        a run cannot start, resume, or go on
     |-- CalibrationError     calibration samples do not fit the model
     |-- SelectionError       a size or error target cannot be met
+    |-- DistillationError    a network cannot be trained against the original's outputs
     |-- BenchError           a model cannot be measured as asked
     `-- MissingExtraError    an optional dependency is not installed
 
@@ -57,6 +58,10 @@ class CalibrationError(ToolchainError):
 
 class SelectionError(ToolchainError):
     """A target for the size, the latency or the error of the model cannot be met."""
+
+
+class DistillationError(ToolchainError):
+    """A network cannot be trained against the original's outputs; what it was before is not lost."""
 
 
 class BenchError(ToolchainError):

@@ -12,7 +12,6 @@ metadata says which output is fed back into which input, because no reader of th
 from __future__ import annotations
 
 import json
-import os
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,8 +23,9 @@ import onnxruntime as ort
 import torch
 from torch import Tensor, nn
 
-from toolchain.errors import OutputError, ParityError
+from toolchain.errors import ParityError
 from toolchain.evaluation import evaluation_mode
+from toolchain.files import written_whole
 from toolchain.interface import CARRIED_STATE_KEY
 
 STATE_NAMES = ("h", "c")
@@ -72,20 +72,13 @@ def export(model: nn.Module, path: Path, *, metadata: Mapping[str, str] | None =
         OutputError: the file cannot be written.
         ParityError: ONNX Runtime computes something else than PyTorch; nothing is written.
     """
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with evaluation_mode(model):
-            carried = _write_graph(model, unfinished)
-            _annotate(unfinished, {CARRIED_STATE_KEY: json.dumps(carried), **(metadata or {})})
-            _verify(model, unfinished, path.name)
-        unfinished.replace(path)
-    except OSError as error:
-        raise OutputError(
-            f"{path}: cannot be written ({error.strerror or error}); expected a writable folder with free "
-            "space. Choose another place with `--output FILE`."
-        ) from error
-    finally:
-        unfinished.unlink(missing_ok=True)
+    with (
+        written_whole(path, remedy="Choose another place with `--output FILE`.") as unfinished,
+        evaluation_mode(model),
+    ):
+        carried = _write_graph(model, unfinished)
+        _annotate(unfinished, {CARRIED_STATE_KEY: json.dumps(carried), **(metadata or {})})
+        _verify(model, unfinished, path.name)
 
 
 def state_names(state: State) -> list[str]:

@@ -14,12 +14,13 @@ from typing import Any
 import onnx_ir as ir
 
 from toolchain.graph.carried import find_state
-from toolchain.graph.costs import QUANTIZED_LSTM, multiply_adds, multiply_adds_of, parameters
+from toolchain.graph.costs import multiply_adds, multiply_adds_of, parameters
 from toolchain.graph.diagnosis import Ill, Length, diagnose
 from toolchain.graph.loading import load_model
 from toolchain.graph.normalise import with_inferred_shapes
 from toolchain.graph.program import StatePair
 from toolchain.graph.unrolled import is_recurrent, name_of
+from toolchain.recurrent import column_axis
 
 SCHEMA = 1
 
@@ -134,7 +135,6 @@ def _nodes(graph: ir.Graph, inside: tuple[str, ...]) -> Iterator[tuple[ir.Node, 
 
 def _recurrent(node: ir.Node, inside: tuple[str, ...]) -> RecurrentNode:
     W, R = (_shape(node, index) for index in (1, 2))
-    quantized = node.op_type == QUANTIZED_LSTM  # W [D, input, 4*H], R [D, H, 4*H]
     weights = [_shape(node, index) for index in (1, 2, 3, 7)]
     hidden = node.attributes.get("hidden_size")
     direction = node.attributes.get("direction")
@@ -143,8 +143,8 @@ def _recurrent(node: ir.Node, inside: tuple[str, ...]) -> RecurrentNode:
         inside=inside,
         op_type=node.op_type,
         direction="forward" if direction is None else direction.as_string(),
-        input_size=None if W is None else W[1 if quantized else -1],
-        hidden_size=hidden.as_int() if hidden is not None else None if R is None else R[1 if quantized else -1],
+        input_size=None if W is None else W[column_axis(node.op_type)],
+        hidden_size=hidden.as_int() if hidden is not None else None if R is None else R[column_axis(node.op_type)],
         parameters=sum(math.prod(shape) for shape in weights if shape is not None),
         multiply_adds=multiply_adds_of(node),
     )

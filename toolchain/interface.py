@@ -22,12 +22,11 @@ from toolchain.axes import (
     Role,
     Trace,
     constants_of,
-    graphs_of,
     label_axes,
-    nodes_of,
     trace_axes,
 )
 from toolchain.errors import ModelFileError
+from toolchain.model_checks import tensors_of
 from toolchain.model_file import SUGGESTION, read_proto
 
 if TYPE_CHECKING:
@@ -62,6 +61,7 @@ class ModelInterface:
     parameters: int
     inputs: tuple[ModelInput, ...]
     carried: tuple[tuple[str, str], ...]
+    weights_files: tuple[Path, ...] = ()
 
     def fixed(self, label: str) -> int | None:
         """Return the length that the file fixes for time or batch; None when it is free."""
@@ -127,10 +127,11 @@ def interface_of(path: Path, model: onnx.ModelProto) -> ModelInterface:
     traces = {value.name: Trace() for value in inputs} | trace_axes(model.graph)
     traces |= {state_in: replace(traces[state_in], role="state") for state_in, _ in carried}
     labels = label_axes(shapes, traces)
+    external = external_files(path, model)
     return ModelInterface(
         name=str(path),
         path=path,
-        file_bytes=path.stat().st_size + sum(_external_files(path, model).values()),
+        file_bytes=path.stat().st_size + sum(external.values()),
         parameters=sum(_parameters(model.graph)),
         inputs=tuple(
             ModelInput(
@@ -144,6 +145,7 @@ def interface_of(path: Path, model: onnx.ModelProto) -> ModelInterface:
             for value in inputs
         ),
         carried=carried,
+        weights_files=tuple(path.parent / location for location in sorted(external)),
     )
 
 
@@ -192,17 +194,10 @@ def _carried_state(path: Path, model: onnx.ModelProto, inputs: Sequence[str]) ->
     return pairs
 
 
-def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
-    for inner in graphs_of(graph):
-        yield from inner.initializer
-    for node in nodes_of(graph):
-        yield from (attribute.t for attribute in node.attribute if attribute.HasField("t"))
-
-
-def _external_files(path: Path, model: onnx.ModelProto) -> dict[str, int]:
+def external_files(path: Path, model: onnx.ModelProto) -> dict[str, int]:
     """Return the size in bytes of each file that holds weights outside the model file."""
     locations = {
-        entry.value for tensor in _tensors(model.graph) for entry in tensor.external_data if entry.key == "location"
+        entry.value for tensor in tensors_of(model.graph) for entry in tensor.external_data if entry.key == "location"
     }
     missing = sorted(location for location in locations if not (path.parent / location).is_file())
     if missing:

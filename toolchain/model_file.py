@@ -35,9 +35,22 @@ def read_proto(path: Path, *, suggestion: str = SUGGESTION) -> onnx.ModelProto:
     except OSError as error:
         raise ModelFileError(f"{path}: cannot be read ({error.strerror}); expected a readable file.") from error
     except (DecodeError, UnicodeDecodeError) as error:
+        if _is_ort_format(path):
+            raise ModelFileError(
+                f"{path}: is in ONNX Runtime's own format (ORT); expected the ONNX file that it was made from. "
+                "Give that one."
+            ) from error
         raise ModelFileError(
             f"{path}: is not an ONNX file, or only a part of one; expected a complete model. Export or copy it again."
         ) from error
-    if not proto.graph.node or not proto.opset_import:
+    if not proto.graph.node:
         raise ModelFileError(f"{path}: holds no graph; expected an ONNX model with nodes. Export or copy it again.")
+    if not proto.opset_import:
+        raise ModelFileError(f"{path}: names no opset; expected a model that says which it needs. Export it again.")
     return proto
+
+
+def _is_ort_format(path: Path) -> bool:
+    """Tell by the file identifier of the flatbuffer, bytes 4 to 7."""
+    with path.open("rb") as file:
+        return file.read(8)[4:] == b"ORTM"

@@ -8,7 +8,13 @@ Every gate block has `hidden_size` rows; blocks are stacked along axis 1 in the 
     initial_h, initial_c [num_directions, batch_size, hidden_size]
     Y [seq_length, num_directions, batch_size, hidden_size]    Y_h, Y_c [num_directions, batch_size, hidden_size]
 
-Source: https://onnx.ai/onnx/operators/onnx__LSTM.html, onnx__GRU.html, onnx__RNN.html
+ONNX Runtime's DynamicQuantizeLSTM stores integers, the other way round, with a scale and a zero point per direction,
+`[num_directions]`, or per row, `[num_directions, 4*hidden_size]`:
+
+    W [num_directions, input_size, 4*hidden_size]              R [num_directions, hidden_size, 4*hidden_size]
+
+Source: https://onnx.ai/onnx/operators/onnx__LSTM.html, onnx__GRU.html, onnx__RNN.html,
+https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md
 """
 
 from __future__ import annotations
@@ -23,15 +29,27 @@ from toolchain.errors import LayoutError
 Array = npt.NDArray[Any]
 IndexArray = npt.NDArray[np.intp]
 
-GATES = {"LSTM": "iofc", "GRU": "zrh", "RNN": "i"}
-INPUTS = ("X", "W", "R", "B", "sequence_lens", "initial_h", "initial_c", "P")
+QUANTIZED_LSTM = "DynamicQuantizeLSTM"  # of domain com.microsoft
+GATES = {"LSTM": "iofc", "GRU": "zrh", "RNN": "i", QUANTIZED_LSTM: "iofc"}
+CANDIDATE = {"LSTM": "c", "GRU": "h", "RNN": "i", QUANTIZED_LSTM: "c"}  # what the state moves towards
+INPUTS = ("X", "W", "R", "B", "sequence_lens", "initial_h", "initial_c", "P",
+          "W_scale", "W_zero_point", "R_scale", "R_zero_point")  # fmt: skip
 OUTPUTS = ("Y", "Y_h", "Y_c")
 NUM_PEEPHOLES = 3
+NUM_LSTM_INPUTS = 8  # those after them are of DynamicQuantizeLSTM
+# The same gates in PyTorch's order (`torch.nn.LSTM`, `GRU`, `RNN`), which calls c and h "g" and "n".
+PYTORCH_GATES = {"LSTM": "ifco", "GRU": "rzh", "RNN": "i"}
+ACTIVATIONS = {"LSTM": ("Sigmoid", "Tanh", "Tanh"), "GRU": ("Sigmoid", "Tanh"), "RNN": ("Tanh",)}  # the defaults
 
 
 def slot(name: str) -> int:
     """Return the input index of `W`, `R`, `B`, ... of a recurrent node."""
     return INPUTS.index(name)
+
+
+def column_axis(op_type: str) -> int:
+    """Return the axis, from the back, along which `W` has the inputs, and `R` the units that are read."""
+    return -2 if op_type == QUANTIZED_LSTM else -1
 
 
 def check_shapes(
@@ -63,6 +81,8 @@ def check_shapes(
             f"node {name!r}: W has shape {W} and R {R}; expected three axes each. Export the model again."
         )
     H, num_gates, D = R[2], len(GATES[op_type]), W[0]
+    if min(H, D) < 1:
+        raise LayoutError(f"node {name!r}: R has shape {R}; expected at least one hidden unit. Export the model again.")
     expected = {
         "W": (W, (D, num_gates * H, W[2])),
         "R": (R, (D, num_gates * H, H)),
@@ -93,7 +113,22 @@ def read_units(weights: Array, num_gates: int) -> npt.NDArray[np.bool_]:
         True where a weight is not zero, shape `[num_directions, hidden_size, columns]`.
     """
     D, rows, columns = weights.shape
-    return np.asarray((weights.reshape(D, num_gates, rows // num_gates, columns) != 0).any(axis=1))
+    gates = weights.reshape(D, num_gates, rows // num_gates, columns)
+    reads = np.zeros((D, rows // num_gates, columns), dtype=np.bool_)
+    for gate in range(num_gates):  # one by one, because the weights may be larger than what is free in memory
+        reads |= gates[:, gate] != 0
+    return reads
+
+
+def candidate_rows(stacked: Array, op_type: str) -> Array:
+    """Return the block of `W`, `R` or `Wb` that makes the candidate state, shape `[num_directions, hidden_size, ...]`.
+
+    Where it is zero, and the state starts at zero, a unit is zero for ever, whatever its gates do:
+    `C_t = f*C_{t-1} + i*g(0)`, `H_t = o*h(C_t)`; `H_t = (1 - z)*g(0) + z*H_{t-1}`; `H_t = f(0)`.
+    """
+    hidden_size = stacked.shape[1] // len(GATES[op_type])
+    start = GATES[op_type].index(CANDIDATE[op_type]) * hidden_size
+    return stacked[:, start : start + hidden_size]
 
 
 def take_rows(stacked: Array, kept: IndexArray, *, blocks: int) -> Array:
@@ -119,9 +154,20 @@ def take_rows(stacked: Array, kept: IndexArray, *, blocks: int) -> Array:
             f"blocks; expected axis 1 to be {blocks} x hidden_size."
         )
     rows = (np.arange(blocks)[:, None] * hidden_size + kept[:, None, :]).reshape(kept.shape[0], -1)  # [D, blocks*kept]
-    return np.stack([stacked[d][rows[d]] for d in range(stacked.shape[0])])
+    return _stacked([stacked[d][rows[d]] for d in range(stacked.shape[0])])
+
+
+def in_pytorch_order(stacked: Array, op_type: str) -> Array:
+    """Return gate blocks stacked along axis 0, `[num_gates*hidden_size, ...]`, in PyTorch's order."""
+    blocks = dict(zip(GATES[op_type], np.split(stacked, len(GATES[op_type])), strict=True))
+    return np.concatenate([blocks[gate] for gate in PYTORCH_GATES[op_type]])
 
 
 def take_columns(weights: Array, kept: IndexArray) -> Array:
     """Keep columns of the last axis, each direction its own (`kept` has shape `[num_directions, num_kept]`)."""
-    return np.stack([weights[d][:, kept[d]] for d in range(weights.shape[0])])
+    return _stacked([weights[d][:, kept[d]] for d in range(weights.shape[0])])
+
+
+def _stacked(directions: list[Array]) -> Array:
+    """Stack along a new first axis, one direction without a copy."""
+    return directions[0][None] if len(directions) == 1 else np.stack(directions)

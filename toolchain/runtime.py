@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +18,24 @@ from toolchain.errors import ModelFileError
 RUNTIME_ERRORS: tuple[type[Exception], ...] = (
     ort_errors.EPFail, ort_errors.Fail, ort_errors.InvalidArgument, ort_errors.InvalidGraph, ort_errors.InvalidProtobuf,
     ort_errors.ModelLoaded, ort_errors.NoModel, ort_errors.NoSuchFile, ort_errors.NotImplemented,
-    ort_errors.RuntimeException,
+    ort_errors.RuntimeException, RuntimeError,  # the last one for outputs that numpy has no type for, as bfloat16
 )  # fmt: skip
+# `FAIL : /path/graph.cc:42 void ns::Function(const T&, int) ` and `file.cc:42 Function ` before what a user can read.
+_SOURCE_PLACE = re.compile(r"(?:FAIL : )?\S+\.(?:cc|h):\d+ (?:[^()]*\([^()]*\) |\w+ )?|^FAIL : ")
 _FATAL = 4  # log level: everything below is raised as an exception anyway, or is advice for another place
 
 
-def open_session(path: Path, *, threads: int | None = None) -> ort.InferenceSession:
+def open_session(
+    path: Path, *, threads: int | None = None, mapped: bool = False, without: Sequence[str] = ()
+) -> ort.InferenceSession:
     """Load a model for the CPU.
 
     Args:
-        path: an ONNX file.
+        path: an ONNX file, or one in ONNX Runtime's own format, known by its ending .ort.
         threads: for one operator; None lets ONNX Runtime choose.
+        mapped: read external weights where they lie in the file; otherwise kernels that want them in another order
+            make a copy, as large as the weights.
+        without: graph optimisations that are not made, by ONNX Runtime's names for them.
 
     Raises:
         ModelFileError: there is no such file, or ONNX Runtime refuses it.
@@ -38,12 +47,16 @@ def open_session(path: Path, *, threads: int | None = None) -> ort.InferenceSess
     options.inter_op_num_threads = 1
     if threads is not None:
         options.intra_op_num_threads = threads
+    if mapped:
+        options.add_session_config_entry("session.disable_prepacking", "1")
     try:
-        return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        return ort.InferenceSession(
+            str(path), options, providers=["CPUExecutionProvider"], disabled_optimizers=list(without)
+        )
     except RUNTIME_ERRORS as error:
         raise ModelFileError(
             f"{path}: ONNX Runtime {ort.__version__} does not take it ({first_line(error)}); expected a "
-            "model that runs there. Export it for a lower opset, or update onnxruntime."
+            "model that runs there. Correct it, export it for a lower opset, or update onnxruntime."
         ) from error
 
 
@@ -55,5 +68,5 @@ def run(session: ort.InferenceSession, feeds: dict[str, npt.NDArray[Any]]) -> di
 
 def first_line(error: Exception) -> str:
     """Return an error's text as one line without ONNX Runtime's own prefixes and the file's path."""
-    text = " ".join(str(error).split())
-    return text.split(" : ", 2)[-1].rpartition(" failed:")[2][:300]
+    text = " ".join(str(error).split()).split(" : ", 2)[-1].rpartition(" failed:")[2]
+    return _SOURCE_PLACE.sub("", text)[:300]

@@ -5,6 +5,7 @@ load -> normalise -> (prune) -> plan: demand, layout -> apply: rewrite -> verify
 
 from __future__ import annotations
 
+import gc
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -19,15 +20,16 @@ from toolchain.errors import ModelFileError, OutputError
 from toolchain.graph.branches import BranchPath, changed_branches
 from toolchain.graph.carried import find_state
 from toolchain.graph.costs import multiply_adds, parameters
-from toolchain.graph.explanation import NodeExplanation, explain, left_whole
-from toolchain.graph.loading import load_model, save_model, written_whole
+from toolchain.graph.explanation import NodeExplanation, explain
+from toolchain.graph.loading import load_model, save_model, written_model
 from toolchain.graph.normalise import Normalised, normalise
 from toolchain.graph.program import StatePair
-from toolchain.graph.surgery import Blocker, NodeChange, SurgeryPlan, apply_surgery, plan_surgery
+from toolchain.graph.surgery import NodeChange, SurgeryPlan, apply_surgery, plan_surgery
 from toolchain.graph.unrolled import Unrolled, find_unrolled
 from toolchain.interface import ModelInterface, read_interface
-from toolchain.oneshot.pruning import Pruning, PruningReport, analyse_for, prune
-from toolchain.verification import Parity, runnable, verify
+from toolchain.oneshot.pruning import DistillationReport, Pruning, PruningReport, analyse_for, distil_cut, prune
+from toolchain.oneshot.selection import Analysis
+from toolchain.verification import Parity, prove, runnable
 
 SCHEMA = 1
 AUTO = "auto"
@@ -59,7 +61,6 @@ class ShrinkResult:
         undeclared: state pairs that the graph shows and nobody declared.
         undeclared_units: hidden units that would go if they were declared.
         not_simplified: why onnxsim could not run; None when it did.
-        left_whole: recurrent nodes that are not among `nodes`, and why.
         unrolled: recurrences that no recurrent operator computes, none of whose units can be cut.
     pruned: what living neurons were given up, None where none were to be.
         explanations: one for each of `nodes`, where they were asked for.
@@ -76,10 +77,10 @@ class ShrinkResult:
     undeclared: tuple[StatePair, ...]
     undeclared_units: int
     not_simplified: str | None
-    left_whole: tuple[Blocker, ...]
     unrolled: tuple[Unrolled, ...]
     explanations: tuple[NodeExplanation, ...]
     pruned: PruningReport | None
+    distilled: DistillationReport | None
 
     def to_json(self) -> dict[str, Any]:
         """Return the result as plain data, by the schema in docs/shrink.md."""
@@ -105,29 +106,37 @@ class ShrinkResult:
             },
             "parity": None if self.parity is None else asdict(self.parity),
             "carried": [list(pair) for pair in self.carried],
-            "left_whole": [asdict(blocker) for blocker in self.left_whole],
             "unrolled": [asdict(recurrence) for recurrence in self.unrolled],
             "explanations": [asdict(explanation) for explanation in self.explanations],
             "pruned": None if self.pruned is None else asdict(self.pruned),
+            "distilled": None if self.distilled is None else asdict(self.distilled),
         }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Decision:
-    """A model that was read, and what is to be done with it."""
+    """A model that was read, and what was found in it; holds no weights."""
 
     interface: ModelInterface
-    normalised: Normalised
-    plan: SurgeryPlan
+    changes: tuple[NodeChange, ...]
+    not_simplified: str | None
     forced: tuple[BranchPath, ...]
     carried: tuple[StatePair, ...]
     undeclared: tuple[StatePair, ...]
     undeclared_units: int
-    left_whole: tuple[Blocker, ...]
     unrolled: tuple[Unrolled, ...]
     explanations: tuple[NodeExplanation, ...]
     pruned: PruningReport | None
     before: Sizes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Work:
+    """A model in memory, and how it is to be cut."""
+
+    normalised: Normalised
+    plan: SurgeryPlan
+    analysis: Analysis | None
 
 
 def shrink(
@@ -140,6 +149,7 @@ def shrink(
     masked: str | Path | None = None,
     explained: bool = False,
     pruning: Pruning | None = None,
+    analysis: Analysis | None = None,
     progress: Progress = lambda stage: None,
 ) -> ShrinkResult:
     """Rewrite a model with smaller recurrent tensors.
@@ -155,6 +165,7 @@ def shrink(
         explained: also say why each recurrent node keeps what it keeps, which costs a plan per blocker.
         pruning: give up living neurons first, at the least error of the outputs; the result is then proven equal to the
             model with those neurons' weights zeroed, and how far that is from `model` is measured.
+        analysis: of the same file for the same samples, from `analyse_file`, where several targets share one.
         progress: called with the name of each step as it begins.
 
     Returns:
@@ -172,17 +183,19 @@ def shrink(
         target = Path(output) if output is not None else default_output(source)
         mask = None if masked is None else Path(masked)
         _check_targets(source, target, mask)
-        decision = _decide(source, carried, compact_state, explained, pruning, progress)
-        if not decision.plan.removes_something:
+        decision, work = _decide(source, carried, compact_state, explained, pruning, analysis, progress)
+        _check_targets(source, target, mask, decision.interface.weights_files)
+        if not work.plan.removes_something:
             return _result(decision, "nothing_to_remove", decision.before)
         with ExitStack() as files:  # both files get their names, or neither
             originals = [] if decision.pruned else [decision.interface]
             if (mask is not None or decision.pruned) and not dry_run:
-                unfinished_mask = files.enter_context(written_whole(mask) if mask is not None else _for_a_while())
-                save_model(decision.normalised.model, unfinished_mask)
-                originals.append(read_interface(unfinished_mask))
+                place = (
+                    mask or Path(files.enter_context(tempfile.TemporaryDirectory(prefix="toolchain-"))) / "masked.onnx"
+                )
+                originals.append(read_interface(files.enter_context(written_model(work.normalised.model, place))))
             progress("rewriting")
-            smaller = apply_surgery(decision.plan, decision.normalised)
+            smaller = apply_surgery(work.plan, work.normalised)
             after = Sizes(
                 parameters=parameters(smaller.graph),
                 multiply_adds=multiply_adds(smaller.graph),
@@ -190,17 +203,43 @@ def shrink(
             )
             if dry_run:
                 return _result(decision, "dry_run", after)
-            unfinished = files.enter_context(written_whole(target))
-            save_model(smaller, unfinished)
+            unfinished = files.enter_context(written_model(smaller, target))
+            kept = (smaller, work.analysis) if pruning is not None and pruning.distill else None
+            del smaller, work
+            gc.collect()  # a graph's nodes and values refer to one another; ONNX Runtime needs the memory now
             progress("verifying")
             parity, *_ = [
-                verify(
+                prove(
                     original, unfinished, carried=decision.carried, compact_state=compact_state, forced=decision.forced
                 )
                 for original in originals
             ]
-            after = replace(after, bytes=read_interface(unfinished).file_bytes)
-        return _result(decision, "written", after, output=target, parity=parity)
+            distilled = None
+            if kept is not None and pruning is not None and kept[1] is not None:
+                better, distilled = distil_cut(kept[0], decision.interface, kept[1], pruning, progress)
+                save_model(better, unfinished)
+            after = replace(after, bytes=sum(file.stat().st_size for file in unfinished.parent.iterdir()))
+        return _result(decision, "written", after, output=target, parity=parity, distilled=distilled)
+
+
+def analyse_file(
+    source: Path,
+    pruning: Pruning,
+    *,
+    carried: str | Sequence[StatePair] | None = None,
+    progress: Progress = lambda stage: None,
+) -> Analysis:
+    """Analyse what a model could give up; what `shrink` then does for a ratio needs no second analysis.
+
+    Raises:
+        ModelFileError: the file is no valid model.
+        CalibrationError: the samples do not fit it.
+        SelectionError: no neuron can be given up.
+    """
+    model, interface = load_model(source)
+    normalised = normalise(model)
+    pairs = _carried(normalised.model.graph, interface, carried)
+    return analyse_for(normalised.model, interface, pairs, pruning, progress)
 
 
 def _decide(
@@ -209,8 +248,9 @@ def _decide(
     compact_state: bool,
     explained: bool,
     pruning: Pruning | None,
+    analysis: Analysis | None,
     progress: Progress,
-) -> _Decision:
+) -> tuple[_Decision, _Work]:
     """Read a model and plan its surgery."""
     progress("reading")
     model, interface = load_model(source)
@@ -223,24 +263,25 @@ def _decide(
     before = Sizes(parameters=weights, multiply_adds=multiply_adds(graph), bytes=interface.file_bytes)
     pruned = None
     if pruning is not None:
-        analysis = analyse_for(normalised.model, interface, pairs, pruning, progress)
+        if analysis is None:
+            analysis = analyse_for(normalised.model, interface, pairs, pruning, progress)
         pruned = prune(normalised, interface, analysis, pruning, progress)
     plan, forced = _proven_plan(graph, interface, pairs, compact_state, progress)
     undeclared, undeclared_units = _undeclared(graph, plan, pairs)
-    return _Decision(
+    decision = _Decision(
         interface=interface,
-        normalised=normalised,
-        plan=plan,
+        changes=plan.changes,
+        not_simplified=normalised.not_simplified,
         forced=forced,
         carried=pairs,
         undeclared=undeclared,
         undeclared_units=undeclared_units,
-        left_whole=left_whole(graph),
         unrolled=find_unrolled(graph),
         explanations=explain(plan) if explained else (),
         pruned=pruned,
         before=before,
     )
+    return decision, _Work(normalised=normalised, plan=plan, analysis=analysis)
 
 
 def _proven_plan(
@@ -270,37 +311,36 @@ def _proven_plan(
 
 
 def _result(
-    decision: _Decision, status: str, after: Sizes, *, output: Path | None = None, parity: Parity | None = None
+    decision: _Decision,
+    status: str,
+    after: Sizes,
+    *,
+    output: Path | None = None,
+    parity: Parity | None = None,
+    distilled: DistillationReport | None = None,
 ) -> ShrinkResult:
     return ShrinkResult(
         status=status,
         source=decision.interface.path,
         output=output,
-        nodes=decision.plan.changes,
+        nodes=decision.changes,
         before=decision.before,
         after=after,
         parity=parity,
         carried=decision.carried,
         undeclared=decision.undeclared,
         undeclared_units=decision.undeclared_units,
-        not_simplified=decision.normalised.not_simplified,
-        left_whole=decision.left_whole,
+        not_simplified=decision.not_simplified,
         unrolled=decision.unrolled,
         explanations=decision.explanations,
         pruned=decision.pruned,
+        distilled=distilled,
     )
 
 
 def default_output(source: Path) -> Path:
     """Return the name beside the input: `model.onnx` becomes `model.shrunk.onnx`."""
     return source.with_name(f"{source.name.removesuffix('.onnx')}.shrunk.onnx")
-
-
-@contextmanager
-def _for_a_while() -> Iterator[Path]:
-    """Yield a path in a temporary folder."""
-    with tempfile.TemporaryDirectory(prefix="toolchain-") as folder:
-        yield Path(folder) / "masked.onnx"
 
 
 @contextmanager
@@ -318,13 +358,18 @@ def _as_file(model: str | Path | onnx.ModelProto | ir.Model, output: str | Path 
         yield path
 
 
-def _check_targets(source: Path, *targets: Path | None) -> None:
-    for target in targets:
-        if target is not None and target.resolve() == source.resolve():
+def _check_targets(source: Path, target: Path, mask: Path | None, weights: Sequence[Path] = ()) -> None:
+    """Refuse to write over what is read, or one result over the other."""
+    taken = {source.resolve(): "is the model to shrink"}
+    taken |= {file.resolve(): "holds weights of the model to shrink" for file in weights}
+    for place in (target, mask):
+        if place is not None and place.resolve() in taken:
             raise OutputError(
-                f"{target}: is the model to shrink; expected another file, because the input is never "
-                "changed. Choose another name with -o."
+                f"{place}: {taken[place.resolve()]}; expected another file, because the input is never changed. "
+                "Choose another name."
             )
+    if mask is not None and mask.resolve() == target.resolve():
+        raise OutputError(f"{mask}: is to hold both results; expected a file for each. Choose another name.")
 
 
 def _carried(

@@ -14,7 +14,7 @@ The models are opened one after the other, so memory holds one of them at a time
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,12 +22,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from toolchain.comparison import ROUNDED, TOLERANCE, Arrays, Case, CaseResult, compare
 from toolchain.errors import ModelFileError, ParityError
 from toolchain.graph.branches import BranchPath, save_switched, switches
+from toolchain.graph.unrounded import write_unrounded
 from toolchain.interface import Feed, ModelInterface, plan_feeds, read_interface
 from toolchain.runtime import RUNTIME_ERRORS, first_line, open_session, run
 
-Arrays = dict[str, npt.NDArray[Any]]
 StatePair = tuple[str, str]
 
 STEPS = (1, 3, 20)
@@ -36,42 +37,68 @@ BATCHES = (1, 2)
 FRAME_STEPS = tuple(range(32, 1601, 32))
 NUM_FRAME_STEPS = 3
 CHAINED_CALLS = 3
-# Removing a term that is exactly zero changes only the order of a sum: 3e-7 was the worst seen in 30 random float32
-# networks at 100 steps. Output scale 1; larger outputs are compared relative to their largest value.
-TOLERANCE = {"float16": 5e-3, "float32": 1e-5, "float64": 1e-9}
-_ABSENT_TOLERANCE = 0.0  # integers and booleans are equal or not
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Case:
-    """One input shape and start: `calls` in a row, with carried state from zeros or from random numbers.
-
-    `forced` are the branches taken whatever their conditions say, the outermost first.
-    """
-
-    steps: int
-    batch: int
-    calls: int
-    random_state: bool
-    forced: BranchPath = ()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CaseResult:
-    """The largest differences of one case over all outputs and calls; `relative` to the output's largest value."""
-
-    case: Case
-    max_abs_diff: float
-    max_rel_diff: float
+# With more, ONNX Runtime shares a batch out by width, and DynamicQuantizeLSTM takes a range per share: H = 384 and 256
+# units that compute the same differ by 0.4 in two threads, by nothing in one.
+THREADS = 1
+# From here on weights are read where they lie: a copy of them would be most of what the proof needs in memory. Smaller
+# models run as they do in use, with the copies that ONNX Runtime's kernels make.
+MAPPED_BYTES = 1_000_000_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parity:
-    """How far two models are apart; made only when they are equal within `TOLERANCE`."""
+    """How far two models are apart; made only when they are equal within `TOLERANCE`.
+
+    `rounded` is how far they are apart with the roundings of a quantized graph, relative to the output's largest value,
+    where that is more than `TOLERANCE`; the rest is then without roundings. None where it is not.
+    """
 
     max_abs_diff: float
     max_rel_diff: float
     cases: tuple[CaseResult, ...]
+    rounded: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Terms:
+    """On what terms two models are compared; `narrow` is the candidate's interface where its state is compact."""
+
+    carried: Sequence[StatePair]
+    seed: int
+    narrow: ModelInterface | None
+    tolerance: Mapping[str, float]
+    without: Sequence[str] = ()
+
+
+def prove(
+    reference: ModelInterface,
+    candidate: Path,
+    *,
+    carried: Sequence[StatePair] = (),
+    compact_state: bool = False,
+    forced: Sequence[BranchPath] = (),
+) -> Parity:
+    """Verify two models; where only roundings of a quantized graph are between them, verify them without these.
+
+    The arguments are those of `verify`.
+
+    Raises:
+        ParityError: they differ, see `verify`.
+        ModelFileError: ONNX Runtime refuses a model, or runs the reference at none of the shapes.
+    """
+
+    def verified(original: ModelInterface, other: Path, tolerance: Mapping[str, float] = TOLERANCE) -> Parity:
+        return verify(original, other, carried=carried, compact_state=compact_state, forced=forced, tolerance=tolerance)
+
+    try:
+        return verified(reference, candidate)
+    except ParityError:
+        with tempfile.TemporaryDirectory(prefix="toolchain-") as folder:
+            before, after = Path(folder) / "before.onnx", Path(folder) / "after.onnx"
+            if not write_unrounded(reference.path, before) or not write_unrounded(candidate, after):
+                raise
+            parity = verified(read_interface(before), after)
+        return replace(parity, rounded=verified(reference, candidate, ROUNDED).max_rel_diff)
 
 
 def verify(
@@ -81,7 +108,9 @@ def verify(
     carried: Sequence[StatePair] = (),
     compact_state: bool = False,
     forced: Sequence[BranchPath] = (),
+    without: Sequence[str] = (),
     seed: int = 0,
+    tolerance: Mapping[str, float] = TOLERANCE,
 ) -> Parity:
     """Compare two models.
 
@@ -91,18 +120,21 @@ def verify(
         carried: state inputs with the outputs that are fed back into them.
         compact_state: the candidate's state has other shapes, so it always starts from zeros.
         forced: branches to run as well, whatever their conditions say; each must be `runnable`.
+        without: graph optimisations that ONNX Runtime makes in neither model, see `open_session`.
         seed: of the random inputs.
+        tolerance: by type; relative to the output's largest value, and absolute below one.
 
     Raises:
         ParityError: an output differs, in shape, type or value, or a forced branch runs in neither model; says which,
             at which input shape, and by how much.
         ModelFileError: ONNX Runtime refuses a model, or runs the reference at none of the shapes.
     """
-    expected = _expected(reference, carried, compact_state, seed)
+    expected = _expected(reference, carried, compact_state, seed, without=without)
     narrow = read_interface(candidate) if compact_state else None
-    results = _compared(reference, candidate, expected, carried, seed, narrow)
+    terms = _Terms(carried=carried, seed=seed, narrow=narrow, tolerance=tolerance, without=without)
+    results = _compared(reference, candidate, expected, terms)
     if forced:
-        results += _forced_results(reference, candidate, forced, carried, seed, narrow)
+        results += _forced_results(reference, candidate, forced, terms)
     return Parity(
         max_abs_diff=max(result.max_abs_diff for result in results),
         max_rel_diff=max(result.max_rel_diff for result in results),
@@ -111,12 +143,7 @@ def verify(
 
 
 def _forced_results(
-    reference: ModelInterface,
-    candidate: Path,
-    paths: Sequence[BranchPath],
-    carried: Sequence[StatePair],
-    seed: int,
-    narrow: ModelInterface | None,
+    reference: ModelInterface, candidate: Path, paths: Sequence[BranchPath], terms: _Terms
 ) -> list[CaseResult]:
     """Compare copies of both models whose conditions can be set; every forced branch must run somewhere."""
     names = _names(paths)
@@ -124,11 +151,14 @@ def _forced_results(
         original, cut = Path(folder) / "original.onnx", Path(folder) / "cut.onnx"
         if not (save_switched(reference.path, original, names) and save_switched(candidate, cut, names)):
             raise ParityError(_unproven(candidate, paths))
-        expected = _expected(replace(reference, path=original), carried, narrow is not None, seed, paths)
+        switched = replace(reference, path=original)
+        expected = _expected(
+            switched, terms.carried, terms.narrow is not None, terms.seed, paths, without=terms.without
+        )
         missing = set(paths) - {case.forced for case in expected}
         if missing:
             raise ParityError(_unproven(candidate, missing))
-        return _compared(reference, cut, expected, carried, seed, narrow, names)
+        return _compared(reference, cut, expected, terms, names)
 
 
 def runnable(
@@ -162,33 +192,31 @@ def _compared(
     reference: ModelInterface,
     candidate: Path,
     expected: dict[Case, list[Arrays]],
-    carried: Sequence[StatePair],
-    seed: int,
-    narrow: ModelInterface | None,
+    terms: _Terms,
     names: Sequence[str] = (),
 ) -> list[CaseResult]:
-    """Run a candidate in every case that the reference ran in; `narrow` is its interface where its state is compact."""
-    session = _open_candidate(candidate)
+    """Run a candidate in every case that the reference ran in."""
+    session = _open_candidate(candidate, mapped=reference.file_bytes >= MAPPED_BYTES, without=terms.without)
     results = []
     for case, calls in expected.items():
-        feeds = _case_feeds(reference, case, carried, seed, names)
-        if narrow is not None:
-            feeds = [_with_zero_state(feed, narrow, case, carried) for feed in feeds]
+        feeds = _case_feeds(reference, case, terms.carried, terms.seed, names)
+        if terms.narrow is not None:
+            feeds = [_with_zero_state(feed, terms.narrow, case, terms.carried) for feed in feeds]
         try:
-            actual = _run_case(session, feeds, carried)
+            actual = _run_case(session, feeds, terms.carried)
         except RUNTIME_ERRORS as error:
             raise ParityError(
-                f"{candidate.name}: does not run at {_where(case)} where the original does "
+                f"{candidate.name}: does not run at {case} where the original does "
                 f"({first_line(error)}); expected equal outputs. Nothing was written; please report "
                 "this model."
             ) from error
-        results.append(_compare(case, calls, actual))
+        results.append(compare(case, calls, actual, terms.tolerance))
     return results
 
 
-def _open_candidate(candidate: Path) -> Any:
+def _open_candidate(candidate: Path, *, mapped: bool, without: Sequence[str]) -> Any:
     try:
-        return open_session(candidate)
+        return open_session(candidate, threads=THREADS, mapped=mapped, without=without)
     except ModelFileError as error:
         raise ParityError(
             f"{candidate.name}: {str(error).partition(': ')[2]} Nothing was written; please report this model."
@@ -226,12 +254,16 @@ def _expected(
     compact_state: bool,
     seed: int,
     paths: Sequence[BranchPath] = (),
+    *,
+    without: Sequence[str] = (),
 ) -> dict[Case, list[Arrays]]:
     """Run the reference at every shape it takes, on every path; its session is closed before this returns.
 
     Without paths it must run at one shape at least, and return numbers; a path may run at none.
     """
-    session = open_session(reference.path)
+    session = open_session(
+        reference.path, threads=THREADS, mapped=reference.file_bytes >= MAPPED_BYTES, without=without
+    )
     names = _names(paths)
     expected: dict[Case, list[Arrays]] = {}
     refused: list[str] = []
@@ -242,7 +274,7 @@ def _expected(
                 try:
                     calls = _run_case(session, _case_feeds(reference, case, carried, seed, names), carried)
                 except RUNTIME_ERRORS as error:  # a length that this model is not made for
-                    refused.append(f"{_where(case)}: {first_line(error)}")
+                    refused.append(f"{case}: {first_line(error)}")
                     continue
                 ran.add(case.steps)
                 expected[case] = [_without_state(call, carried) for call in calls]
@@ -321,53 +353,3 @@ def _run_case(session: Any, calls: Sequence[Arrays], carried: Sequence[StatePair
         state = {into: results[-1][out] for into, out in carried} if results else {}
         results.append(run(session, {**feeds, **state}))
     return results
-
-
-def _compare(case: Case, expected: Sequence[Arrays], actual: Sequence[Arrays]) -> CaseResult:
-    """Compare shape, then type, then values of every output of every call."""
-    worst_abs = worst_rel = 0.0
-    for call, (wanted, got) in enumerate(zip(expected, actual, strict=True)):
-        where = _where(case) + (f", call {call + 1}" if case.calls > 1 else "")
-        for name, reference in wanted.items():
-            array = got.get(name)
-            if array is None or array.shape != reference.shape or array.dtype != reference.dtype:
-                found = "missing" if array is None else f"{array.dtype}{list(array.shape)}"
-                raise ParityError(
-                    f"output {name!r}: is {found} at {where}; expected {reference.dtype}"
-                    f"{list(reference.shape)}. Nothing was written; please report this model."
-                )
-            absolute, relative = _difference(name, reference, array, where)
-            worst_abs, worst_rel = max(worst_abs, absolute), max(worst_rel, relative)
-    return CaseResult(case=case, max_abs_diff=worst_abs, max_rel_diff=worst_rel)
-
-
-def _difference(name: str, reference: npt.NDArray[Any], array: npt.NDArray[Any], where: str) -> tuple[float, float]:
-    if reference.dtype.kind not in "f":
-        if not np.array_equal(reference, array):
-            raise ParityError(
-                f"output {name!r}: differs at {where}; expected equal {reference.dtype} values. Nothing was "
-                "written; please report this model."
-            )
-        return 0.0, 0.0
-    finite = np.isfinite(reference)
-    if not np.array_equal(reference[~finite], array[~finite], equal_nan=True) or not np.isfinite(array[finite]).all():
-        raise ParityError(
-            f"output {name!r}: has infinities or NaN at {where} where the original has none, or the other "
-            "way round; expected equal values. Nothing was written; please report this model."
-        )
-    difference = np.abs(reference[finite].astype(np.float64) - array[finite].astype(np.float64))
-    worst = float(difference.max(initial=0.0))
-    scale = float(np.abs(reference[finite]).max(initial=0.0))
-    allowed = TOLERANCE.get(str(reference.dtype), _ABSENT_TOLERANCE) * max(1.0, scale)
-    if worst > allowed:
-        raise ParityError(
-            f"output {name!r}: differs by {worst:.3g} at {where}; expected at most {allowed:.3g}. Nothing "
-            "was written; please report this model."
-        )
-    return worst, worst / scale if scale else 0.0
-
-
-def _where(case: Case) -> str:
-    start = " from a random state" if case.random_state else ""
-    where = f" in the {case.forced[-1]}" if case.forced else ""
-    return f"{case.steps} steps x batch {case.batch}{start}{where}"

@@ -3,75 +3,71 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
-FILE = click.Path(path_type=Path)
+from toolchain.cli.bench_options import (
+    model_files,
+    ratio,
+    refuse_contradictions,
+    shapes_asked,
+    share,
+    what_to_run,
+    words,
+)
+from toolchain.cli.bench_outputs import Outputs, output_files, print_result
+from toolchain.cli.measuring import progress_bar, warn_about_cpus
+from toolchain.errors import BenchError
+
+if TYPE_CHECKING:
+    from toolchain.bench.compare import BenchResult
+    from toolchain.bench.devices.naming import Device
+    from toolchain.bench.plan import BenchPlan
 
 
-def _whole_numbers(ctx: click.Context, param: click.Parameter, value: str) -> tuple[int, ...]:
-    """Read a comma-separated list of whole numbers, each at least 1; repetitions are dropped."""
-    try:
-        numbers = tuple(dict.fromkeys(int(part) for part in value.split(",")))
-    except ValueError as error:
-        raise click.BadParameter(f"{value!r} is not a list of whole numbers such as 1,35.", ctx, param) from error
-    if min(numbers) < 1:
-        raise click.BadParameter(f"{min(numbers)} is out of range; expected at least 1.", ctx, param)
-    return numbers
-
-
-@click.command()
-@click.argument("models", nargs=-1, metavar="[MODEL]...", type=FILE)
-@click.option("--baseline", type=FILE, help="What the speedup is over.  [default: see below]")
-@click.option("--device", default="cpu", show_default=True, help="Where to measure: `cpu` is this machine.")
-@click.option(
-    "--steps",
-    default="1,35",
-    show_default=True,
-    metavar="N[,N…]",
-    callback=_whole_numbers,
-    help="Sequence lengths.",
+@click.command(
+    epilog="Also `toolchain bench compare`, `bundle`, `merge`, `table` and `calibrate`; each has its own --help."
 )
-@click.option(
-    "--batch",
-    default="1",
-    show_default=True,
-    metavar="N[,N…]",
-    callback=_whole_numbers,
-    help="Sequences at once.",
-)
-@click.option(
-    "--threads",
-    default="1",
-    show_default=True,
-    metavar="N[,N…]",
-    callback=_whole_numbers,
-    help="Threads per model.",
-)
-@click.option(
-    "--processes", default=8, show_default=True, type=click.IntRange(2, 1000), help="Fresh processes per row."
-)
-@click.option(
-    "--seconds", default=4.0, show_default=True, type=click.FloatRange(0.1, 3600), help="Time per row, about."
-)
-@click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0), help="Of inputs and order.")
-@click.option("--json", "json_path", type=FILE, help="Write rows, raw samples and machine to this file.")
-@click.option("--csv", "csv_path", type=FILE, help="Write rows to this file.")
+@what_to_run
+@click.option("--device", default="cpu", show_default=True,
+              help="Where: cpu, ssh://user@host, a profile, qemu:PROFILE, arm; see `toolchain devices`.")  # fmt: skip
+@click.option("--runtimes", default="onnxruntime", show_default=True, metavar="NAME[,NAME…]", callback=words,
+              help="What runs each model: onnxruntime, torch, torch-compile, openvino.")  # fmt: skip
+@click.option("--precision", metavar="2%", callback=share,
+              help="Go on until every speedup is known to plus or minus this.")  # fmt: skip
+@click.option("--limit", default=120.0, show_default=True, type=click.FloatRange(0.1),
+              help="Seconds after which --precision gives up.")  # fmt: skip
+@click.option("--roofline", default="cached", show_default=True, type=click.Choice(["cached", "measure", "skip"]),
+              help="Hold results against this machine's peaks, which are measured once in 3 s.")  # fmt: skip
+@click.option("--fail-below", metavar="10x", callback=ratio, help="Exit 1 if any speedup is smaller.")
+@output_files
+@click.pass_context
 def bench(
+    ctx: click.Context,
     models: tuple[Path, ...],
     baseline: Path | None,
-    device: str,
     steps: tuple[int, ...],
     batch: tuple[int, ...],
     threads: tuple[int, ...],
+    protocol: str | None,
+    inputs: Path | None,
+    variants: tuple[str, ...],
     processes: int,
     seconds: float,
     seed: int,
+    device: str,
+    runtimes: tuple[str, ...],
+    precision: float | None,
+    limit: float,
+    roofline: str,
+    fail_below: float | None,
     json_path: Path | None,
     csv_path: Path | None,
+    markdown_path: Path | None,
+    html_path: Path | None,
 ) -> None:
     """Measure MODELs in ONNX Runtime, in turns, against a baseline.
 
@@ -81,62 +77,44 @@ def bench(
     Dynamic axes take their length from --steps and --batch; a length that the file fixes stays as it is. With
     one step, the state that a model declares as carried is fed back from call to call.
     """
-    compare = importlib.import_module("toolchain.bench.compare")
-    plans = importlib.import_module("toolchain.bench.plan")
-    report = importlib.import_module("toolchain.bench.report")
-    table = importlib.import_module("toolchain.bench.table")
-    for path in (json_path, csv_path):
-        if path is not None:
-            report.check_writable(path)
-    plan = compare.plan_comparison(
-        models,
-        baseline=baseline,
-        device=device,
-        steps=steps,
-        batches=batch,
-        threads=threads,
-        effort=plans.Effort(processes=processes, seconds=seconds, seed=seed),
+    refuse_contradictions(ctx, models, baseline, variants)
+    outputs = Outputs(json=json_path, csv=csv_path, markdown=markdown_path, html=html_path)
+    outputs.check()
+    where = importlib.import_module("toolchain.bench.devices.naming").resolve_device(device)
+    _refuse_unmeasured(where, {"--fail-below": fail_below, "--precision": precision})
+    if where.note is not None:
+        click.echo(where.note)
+    steps, batch = shapes_asked(protocol, steps, batch)
+    effort = importlib.import_module("toolchain.bench.plan").Effort(
+        processes=processes, seconds=seconds, seed=seed, precision=precision, limit_s=limit
     )
-    _warn_about_cpus(max(threads))
-    with _progress_bar() as progress:
-        result = compare.run_comparison(plan, progress)
-    from rich.console import Console
-
-    table.print_report(Console(), result.rows)
-    if json_path is not None:
-        report.write_json(json_path, result.machine, result.rows)
-    if csv_path is not None:
-        report.write_csv(csv_path, result.rows)
-
-
-def _warn_about_cpus(threads: int) -> None:
-    """Warn when the threads, or the programs that already run, need more CPUs than there are."""
-    runner = importlib.import_module("toolchain.bench.runner")
-    cpus = len(runner.allowed_cpus())
-    if threads > cpus:
-        click.echo(f"warning: {threads} threads on {cpus} CPUs wait for each other. Use --threads {cpus}.", err=True)
-    busy = importlib.import_module("toolchain.bench.busy").busy_cpus()
-    if busy is not None and busy > cpus - max(threads, 0.5):
-        click.echo(
-            f"warning: {busy:.1f} CPUs of {cpus} are busy with other programs. Intervals will be wide; close them, or "
-            "wait.",
-            err=True,
+    shapes: dict[str, Any] = {"steps": steps, "batches": batch, "threads": threads, "inputs": inputs}
+    asked: dict[str, Any] = {"device": device, "runtimes": runtimes, "protocol": protocol, "effort": effort}
+    with model_files(models, variants) as (files, names, notes):
+        plan = importlib.import_module("toolchain.bench.compare").plan_comparison(
+            files, baseline=baseline, names=names, **shapes, **asked
         )
+        result = _run(plan, where, roofline)
+    print_result(result, notes)
+    outputs.write(result)
+    if fail_below is not None:
+        importlib.import_module("toolchain.bench.threshold").check_speedups(result.rows, fail_below)
 
 
-@contextmanager
-def _progress_bar() -> Iterator[Callable[[int, int, str], None]]:
-    """Show progress on stderr. It is drawn between replicates only, so as not to disturb the measurement."""
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+def _refuse_unmeasured(where: Device, given: Mapping[str, float | None]) -> None:
+    """Refuse, before anything runs, what only a measured speedup can answer."""
+    for option, value in given.items():
+        if value is not None and not where.is_measured:
+            raise BenchError(
+                f"{option}: device {where.name!r} is {where.method}, which gives no speedup; expected a device that is "
+                f"measured, cpu or ssh://user@host. Leave {option} out, or measure."
+            )
 
-    columns = (TextColumn("measuring"), BarColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
-    console = Console(stderr=True)
-    shown = console.is_terminal
-    with Progress(*columns, console=console, transient=True, auto_refresh=False, disable=not shown) as bar:
-        task = bar.add_task("")
 
-        def progress(done: int, total: int, what: str) -> None:
-            bar.update(task, completed=done, total=total, description=what, refresh=True)
-
-        yield progress
+def _run(plan: BenchPlan, where: Device, rooflines: str) -> BenchResult:
+    if where.method == "measured":
+        warn_about_cpus(max(case.threads for case in plan.cases))
+    compare = importlib.import_module("toolchain.bench.compare")
+    with progress_bar("measuring" if where.is_measured else where.method) as progress:
+        result: BenchResult = compare.run_comparison(plan, progress, rooflines=rooflines)
+    return result

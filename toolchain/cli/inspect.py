@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from toolchain.cli.json_file import write_json
+from toolchain.cli.json_file import check_json, write_json
 from toolchain.errors import ToolchainError
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ def inspect(model: Path, json_file: Path | None) -> None:
 
     from toolchain import inspection
 
+    check_json(json_file, model)
     try:
         found = inspection.inspect(model)
     except ToolchainError as error:

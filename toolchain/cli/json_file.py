@@ -6,22 +6,25 @@ import json
 from pathlib import Path
 
 from toolchain.errors import OutputError
+from toolchain.files import write_text
 
 
 def write_json(path: Path | None, content: dict[str, object]) -> None:
-    """Write `content` at `path`, through a temporary name; do nothing without a path.
+    """Write `content` at `path`; do nothing without a path.
 
     Raises:
         OutputError: the folder is missing or cannot be written, or the disk is full.
     """
     if path is None:
         return
-    unfinished = path.with_name(f".{path.name}.part")
-    try:
-        unfinished.write_text(json.dumps(content, indent=2) + "\n")
-        unfinished.replace(path)
-    except OSError as error:
-        unfinished.unlink(missing_ok=True)
-        raise OutputError(
-            f"{path}: cannot be written ({error.strerror}); expected a writable place. Choose another with --json."
-        ) from error
+    write_text(path, json.dumps(content, indent=2) + "\n", remedy="Choose another place with --json.")
+
+
+def check_json(path: Path | None, *others: Path | None) -> None:
+    """Refuse a `--json` that would replace a model that is read or written.
+
+    Raises:
+        OutputError: it names one of `others`.
+    """
+    if path is not None and path.resolve() in {other.resolve() for other in others if other is not None}:
+        raise OutputError(f"{path}: is a model; expected a file of its own for the JSON. Choose another with --json.")

@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 if TYPE_CHECKING:
-    from toolchain.oneshot.pruning import Pruning, PruningReport
+    from toolchain.oneshot.pruning import DistillationReport, Pruning, PruningReport
+    from toolchain.oneshot.selection import TargetKind
 
 SECONDS = {"s": 1.0, "ms": 1e-3, "us": 1e-6}
 CRITERIA = ("reconstruct", "magnitude", "activation", "random")
-TARGETS = {"ratio": "ratio", "keep_parameters": "parameters", "keep_macs": "multiply_adds",
-           "target_latency": "latency", "max_error": "error"}  # fmt: skip
+TARGETS: dict[str, TargetKind] = {
+    "ratio": "ratio",
+    "family": "ratio",
+    "keep_parameters": "parameters",
+    "keep_macs": "multiply_adds",
+    "target_latency": "latency",
+    "max_error": "error",
+}
 
 
 def _latency(ctx: click.Context, parameter: click.Parameter, value: str | None) -> float | None:
@@ -31,18 +41,33 @@ def _latency(ctx: click.Context, parameter: click.Parameter, value: str | None) 
     return seconds
 
 
+def _shares(ctx: click.Context, parameter: click.Parameter, value: str | None) -> tuple[float, ...]:
+    """Read a list of shares such as 0.25,0.5,0.75."""
+    try:
+        shares = tuple(dict.fromkeys(float(part) for part in value.split(","))) if value else ()
+    except ValueError:
+        shares = (0.0,)
+    if any(not 0 < share < 1 for share in shares):
+        raise click.BadParameter(f"{value!r}: expected shares between 0 and 1 such as 0.25,0.5,0.75.", ctx, parameter)
+    return shares
+
+
 def prune_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the options to a command; they arrive as keyword arguments for `pruning_of`."""
+    """Add the options to a command; they arrive as the fields of `PruneOptions`."""
     above_zero = click.FloatRange(min=0, min_open=True)
     options = (
         click.option("--ratio", type=click.FloatRange(0, 1, min_open=True, max_open=True), metavar="SHARE",
                      help="Give up this share of the hidden units, at the least error."),
+        click.option("--family", callback=_shares, metavar="SHARE,…",
+                     help="Write a model for each of these shares, from one analysis."),
+        click.option("--html", type=click.Path(path_type=Path), help="With --family: error against size, as a page."),
         click.option("--keep-parameters", type=above_zero, metavar="NUMBER|SHARE",
                      help="Give up neurons until so many parameters are left (below 1: that share)."),
         click.option("--keep-macs", type=above_zero, metavar="NUMBER|SHARE",
                      help="The same for multiply-adds per step."),
         click.option("--target-latency", callback=_latency, metavar="TIME",
-                     help="The same for the time of one call on this CPU, as 2ms."),
+                     help="The same for the time of one call, as 2ms."),
+        click.option("--device", default="cpu", help="Where that call runs: cpu, ssh://user@host, rpi4, … [cpu]."),
         click.option("--steps", type=click.IntRange(min=1), default=35, help="Length of that call [35]."),
         click.option("--max-error", type=above_zero, metavar="ERROR",
                      help="Give up as much as this relative output error allows."),
@@ -50,6 +75,8 @@ def prune_options(command: Callable[..., Any]) -> Callable[..., Any]:
                      help="Inputs: an .npz, a folder of them, or path.py:function [random inputs]."),
         click.option("--criterion", type=click.Choice(CRITERIA),
                      help="Which units go first [reconstruct; magnitude without samples]."),
+        click.option("--distill", type=click.IntRange(min=0), default=0, metavar="STEPS",
+                     help="Then so many gradient steps towards the original's outputs (extra train)."),
         click.option("--no-compensate", is_flag=True, help="Do not fold what lost units said into the others."),
         click.option("--seed", type=click.IntRange(min=0), default=0, help="Of random inputs and choices [0]."),
     )  # fmt: skip
@@ -58,42 +85,78 @@ def prune_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
-def pruning_of(*, calibration: str | None, criterion: str | None, no_compensate: bool, seed: int, steps: int,
-               **targets: float | None) -> Pruning | None:  # fmt: skip
-    """Return what the options ask for, None when they ask for nothing.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PruneOptions:
+    """The options as they were typed."""
 
-    Raises:
-        click.UsageError: two targets, or options without a target.
-    """
-    named = {name: value for name, value in targets.items() if value is not None}
-    flags = [f"--{name.replace('_', '-')}" for name in named]
-    if len(flags) > 1:
-        raise click.UsageError(f"{' and '.join(flags)}: two targets; expected one. Choose the one that matters.")
-    if not flags:
-        if calibration is not None or criterion is not None or no_compensate:
-            raise click.UsageError(
-                "--calibration, --criterion and --no-compensate: expected a target beside them. Add --ratio 0.5, "
-                "--max-error 0.01, --keep-macs 0.5, --keep-parameters 0.5 or --target-latency 2ms."
-            )
-        return None
-    from toolchain.oneshot.pruning import Pruning
-    from toolchain.oneshot.selection import Target
+    ratio: float | None
+    family: tuple[float, ...]
+    html: Path | None
+    keep_parameters: float | None
+    keep_macs: float | None
+    target_latency: float | None
+    steps: int
+    device: str
+    max_error: float | None
+    calibration: str | None
+    criterion: str | None
+    distill: int
+    no_compensate: bool
+    seed: int
 
-    ((name, value),) = named.items()
-    return Pruning(target=Target(kind=TARGETS[name], value=value), calibration=calibration,  # type: ignore[arg-type]
-                   criterion=criterion, compensate=not no_compensate, seed=seed, steps=steps)  # fmt: skip
+    def pruning(self) -> Pruning | None:
+        """Return what the options ask for, None when they ask for nothing; a family's first share stands for all.
 
+        Raises:
+            click.UsageError: two targets, or options without a target.
+        """
+        if self.html is not None and not self.family:
+            raise click.UsageError("--html: shows a family; expected --family beside it. Add --family 0.25,0.5,0.75.")
+        named = {name: value for name in TARGETS if (value := getattr(self, name))}
+        flags = [f"--{name.replace('_', '-')}" for name in named]
+        if len(flags) > 1:
+            raise click.UsageError(f"{' and '.join(flags)}: two targets; expected one. Choose the one that matters.")
+        if not flags:
+            if self.calibration or self.criterion or self.no_compensate or self.distill:
+                raise click.UsageError(
+                    "--calibration, --criterion, --distill and --no-compensate: expected a target beside them. Add "
+                    "--ratio 0.5, --max-error 0.01, --keep-macs 0.5, --keep-parameters 0.5 or --target-latency 2ms."
+                )
+            return None
+        from toolchain.oneshot.pruning import Pruning
+        from toolchain.oneshot.selection import Target
 
-def flags_of(*, calibration: str | None, criterion: str | None, no_compensate: bool, seed: int, steps: int,
-             **targets: float | None) -> list[str]:  # fmt: skip
-    """Return the options as they were typed."""
-    given = {**targets, "calibration": calibration, "criterion": criterion, "seed": seed or None}
-    if targets.get("target_latency") is not None:
-        given["steps"] = steps
-    if given.get("target_latency") is not None:
-        given["target_latency"] = f"{given['target_latency']}s"
-    flags = [f"--{name.replace('_', '-')} {value}" for name, value in given.items() if value is not None]
-    return [*flags, *(["--no-compensate"] if no_compensate else [])]
+        ((name, value),) = named.items()
+        target = Target(kind=TARGETS[name], value=value[0] if isinstance(value, tuple) else value)
+        return Pruning(target=target, calibration=self.calibration, criterion=self.criterion,
+                       compensate=not self.no_compensate, seed=self.seed, steps=self.steps,
+                       call_s=self._call_s(), distill=self.distill)  # fmt: skip
+
+    def _call_s(self) -> Callable[[Path], float] | None:
+        """Return what times a model on a device other than this CPU."""
+        if self.target_latency is None or self.device == "cpu":
+            return None
+        call_seconds = importlib.import_module("toolchain.bench.one_call").call_seconds
+        return lambda path: float(call_seconds(path, self.device, steps=self.steps))
+
+    def flags(self) -> list[str]:
+        """Return the options that ask for the same again."""
+        given: dict[str, object] = {
+            "ratio": self.ratio,
+            "family": ",".join(f"{share:g}" for share in self.family) or None,
+            "keep-parameters": self.keep_parameters,
+            "keep-macs": self.keep_macs,
+            "target-latency": None if self.target_latency is None else f"{self.target_latency:g}s",
+            "steps": None if self.target_latency is None else self.steps,
+            "device": None if self.device == "cpu" else self.device,
+            "max-error": self.max_error,
+            "calibration": self.calibration,
+            "criterion": self.criterion,
+            "distill": self.distill or None,
+            "seed": self.seed or None,
+        }
+        flags = [f"--{name} {value}" for name, value in given.items() if value is not None]
+        return [*flags, *(["--no-compensate"] if self.no_compensate else [])]
 
 
 def report_lines(report: PruningReport) -> list[str]:
@@ -106,14 +169,26 @@ def report_lines(report: PruningReport) -> list[str]:
         lines.append(f"  {', '.join(group.nodes)}: {group.size} -> {group.kept} {kind}{held}")
     calls = f"{report.held_out_calls} held-out call{'s' if report.held_out_calls != 1 else ''}"
     if report.seconds is not None:
-        lines.append(f"One call takes {1e3 * report.seconds:.3g} ms here, one thread, before folding.")
+        lines.append(f"One call takes {1e3 * report.seconds:.3g} ms, one thread, before folding.")
     return [*lines, f"Relative output error: {report.error:.3g}, on {calls}."]
 
 
+def distilled_line(report: DistillationReport) -> str:
+    """Return what gradient steps did, for people."""
+    if not report.kept:
+        return f"Distilled for {report.steps} steps: the held-out error did not fall; the model is as it was cut."
+    return (f"Distilled for {report.steps} steps: relative output error {report.error_before:.3g} -> "
+            f"{report.error_after:.3g}.")  # fmt: skip
+
+
 def curve_lines(report: PruningReport) -> list[str]:
-    """Return the output error against what one group alone gives up, for --explain."""
+    """Return the output error against what is given up, by one layer alone and by all, for --explain."""
     lines = ["Output error when one layer alone gives up neurons:"]
     for group in report.groups:
         points = ", ".join(f"{removed} of {group.size}: {error:.2g}" for removed, error in group.curve)
         lines.append(f"  {', '.join(group.nodes)}: {points}")
+    lines.append("Output error predicted when all layers give up neurons:")
+    for point in report.front:
+        left = f"{point.multiply_adds:6.1%} of the multiply-adds left"
+        lines.append(f"  {point.units_removed:6.1%} of the units, {left}: {point.error:.2g}")
     return lines

@@ -8,11 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from toolchain.cli.json_file import write_json
-from toolchain.cli.prune_options import curve_lines, flags_of, prune_options, pruning_of, report_lines
+from toolchain.cli.family import shrink_family
+from toolchain.cli.json_file import check_json, write_json
+from toolchain.cli.prune_options import PruneOptions, curve_lines, distilled_line, prune_options, report_lines
+from toolchain.cli.smaller import make_smaller, smaller_lines
 from toolchain.errors import ToolchainError
 
 if TYPE_CHECKING:
+    from toolchain.cli.smaller import Smaller
     from toolchain.shrinking import ShrinkResult
 
 NOTHING_TO_SHRINK = 3
@@ -44,6 +47,8 @@ def _state_pairs(ctx: click.Context, parameter: click.Parameter, values: tuple[s
 @click.option("--explain", is_flag=True, help="Say why each recurrent node keeps what it keeps.")
 @click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write the result as JSON.")
 @prune_options
+@click.option("--int8", is_flag=True, help="Then quantize: LSTM, matrices and tables as 8-bit integers.")
+@click.option("--ort", is_flag=True, help="Then also write ONNX Runtime's own format.")
 def shrink(
     model: Path,
     output: Path | None,
@@ -53,6 +58,8 @@ def shrink(
     masked: Path | None,
     explain: bool,
     json_file: Path | None,
+    int8: bool,
+    ort: bool,
     **pruning_options: Any,
 ) -> None:
     """Rewrite the ONNX model MODEL with smaller recurrent tensors.
@@ -68,8 +75,14 @@ def shrink(
 
     from toolchain import shrinking
 
+    check_json(json_file, model, output or shrinking.default_output(model), masked)
     messages = Console(stderr=True)
-    pruning = pruning_of(**pruning_options)
+    options = PruneOptions(**pruning_options)
+    pruning = options.pruning()
+    if pruning is not None and options.family:
+        shrink_family(model, options.family, pruning, output, carried=carried, compact_state=compact_state,
+                      dry_run=dry_run, json_file=json_file, html=options.html)  # fmt: skip
+        return
     try:
         with messages.status("reading") as status:
             result = shrinking.shrink(model, output, carried=carried, compact_state=compact_state,  # type: ignore[arg-type]
@@ -78,9 +91,11 @@ def shrink(
     except ToolchainError as error:
         write_json(json_file, {"schema": shrinking.SCHEMA, "status": "error", "message": str(error)})
         raise
-    write_json(json_file, result.to_json())
-    _print(result, _again(model, output, carried, compact_state, masked, flags_of(**pruning_options)))
-    if result.status == "nothing_to_remove":
+    smaller = make_smaller(result, int8=int8, ort=ort, calibration=options.calibration) if not dry_run else (None, None)
+    quantised, converted = (None if made is None else made.to_json() for made in smaller)
+    write_json(json_file, {**result.to_json(), "int8": quantised, "ort": converted})
+    _print(result, _again(model, output, carried, compact_state, masked, options.flags()), smaller)
+    if result.status == "nothing_to_remove" and smaller == (None, None):
         sys.exit(NOTHING_TO_SHRINK)
 
 
@@ -94,7 +109,7 @@ def _again(
     return " ".join(["toolchain shrink", str(model), *options, *pruning])
 
 
-def _print(result: ShrinkResult, again: str) -> None:
+def _print(result: ShrinkResult, again: str, smaller: Smaller) -> None:
     """Print the table, the costs, the explanations, the outcome and the next step."""
     from rich.console import Console
     from rich.table import Table
@@ -118,7 +133,15 @@ def _print(result: ShrinkResult, again: str) -> None:
     if result.status == "written":
         console.print(f"{'bytes':<24}{before.bytes:>14,} -> {after.bytes:>14,}  {_percent(before.bytes, after.bytes)}",
                       highlight=False)  # fmt: skip
-    for line in (*_explanations(result), *_pruned(result), _outcome(result), *_advice(result, again)):
+    distilled = [distilled_line(result.distilled)] if result.distilled is not None else []
+    for line in (
+        *_explanations(result),
+        *_pruned(result),
+        _outcome(result),
+        *distilled,
+        *smaller_lines(*smaller),
+        *_advice(result, again, smaller),
+    ):
         console.print(line, highlight=False, soft_wrap=True, markup=False)
 
 
@@ -133,18 +156,23 @@ def _percent(before: int, after: int) -> str:
 def _outcome(result: ShrinkResult) -> str:
     if result.parity is not None:
         return (f"Proven equal in ONNX Runtime at {len(result.parity.cases)} input shapes: largest difference "
-                f"{result.parity.max_abs_diff:.2g} ({result.parity.max_rel_diff:.2g} of the output's size).\n"
+                f"{result.parity.max_abs_diff:.2g} ({result.parity.max_rel_diff:.2g} of the output's size)"
+                f"{_rounded(result.parity.rounded)}.\n"
                 f"Written: {result.output}")  # fmt: skip
     if result.status == "dry_run":
         return "Dry run: nothing was written."
     if not result.nodes:
-        return ("Nothing to remove: the graph has no LSTM, GRU or RNN node that can be cut."
-                if result.left_whole else "Nothing to remove: the graph has no LSTM, GRU or RNN node.")  # fmt: skip
+        return "Nothing to remove: the graph has no LSTM, GRU or RNN node."
     if any(node.blocked_by for node in result.nodes):
         explain = "" if result.explanations else f" (more: toolchain shrink {result.source} --dry-run --explain)"
         return f"Nothing to remove: every unit is read, or kept by what is named above{explain}."
     return ("Nothing to remove: every unit is read. Zeros decide: train with gates (`toolchain train`), or zero the "
             "weights that read a unit.")  # fmt: skip
+
+
+def _rounded(share: float | None) -> str:
+    """Say how far a quantized graph is moved by roundings that fall the other way."""
+    return "" if share is None else f" without the graph's int8 roundings, {share:.2g} with them"
 
 
 def _explanations(result: ShrinkResult) -> list[str]:
@@ -176,20 +204,21 @@ def _price(units: int | None) -> str:
     return f"{units} more {'unit' if units == 1 else 'units'} would go"
 
 
-def _advice(result: ShrinkResult, again: str) -> list[str]:
+def _advice(result: ShrinkResult, again: str, smaller: Smaller) -> list[str]:
     from toolchain.graph.unrolled import REMEDY
 
-    lines = [f"Left whole: {node.op_type} {node.node}: {node.reason}." for node in result.left_whole]
-    lines += [f"Left whole: {recurrence}. {REMEDY}." for recurrence in result.unrolled]
+    lines = [f"Left whole: {recurrence}. {REMEDY}." for recurrence in result.unrolled]
     if result.undeclared_units:
         pairs = " ".join(f"--carried {state_in}={state_out}" for state_in, state_out in result.undeclared)
         lines.append(f"{result.undeclared_units} more units would go if the caller feeds the state back: say "
                      f"`--carried auto` ({pairs}).")  # fmt: skip
     if result.not_simplified:
         lines.append(f"onnxsim could not simplify the graph ({result.not_simplified}); it was used as it is.")
-    if result.status == "written":
-        default = (result.source.name, str(result.output)) == ("model.onnx", "model.shrunk.onnx")
-        models = "" if default else f" {result.output} --baseline {result.source}"
+    quantised = smaller[0].output if smaller[0] is not None else None
+    if result.status == "written" or quantised is not None:
+        default = quantised is None and (result.source.name, str(result.output)) == ("model.onnx", "model.shrunk.onnx")
+        written = " ".join(str(path) for path in (result.output, quantised) if path is not None)
+        models = "" if default else f" {written} --baseline {result.source}"
         lines.append(f"Next: toolchain bench{models} --device cpu")
     elif result.status == "dry_run":
         lines.append(f"Next: {again}")

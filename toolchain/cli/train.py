@@ -11,7 +11,7 @@ import shutil
 import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,15 +19,21 @@ import click
 from rich.console import Console
 
 from toolchain import __version__
-from toolchain.errors import MissingExtraError, OutputError, TrainingError
+from toolchain.errors import MissingExtraError, TrainingError
+from toolchain.files import write_text, written_whole
 from toolchain.training.recipe import Recipe, dump_recipe, load_recipe, parse_override
-from toolchain.training.run_folder import RECIPE, RESULT, VOCABULARY, new_run_folder, write_text
+from toolchain.training.run_folder import RECIPE, RESULT, VOCABULARY, new_run_folder
 
 if TYPE_CHECKING:
     from toolchain.training.loop import TrainingResult
+    from toolchain.training.rebuilding import Start, StartCheck
     from toolchain.training.training_run import TrainingRun
 
 RUNS = Path("runs")
+# Keys of a recipe that `--from` reads off the file instead; dropout is the recipe's.
+FROM_FILE = frozenset(
+    f"model.{key}" for key in ("factory", "cell", "embedding_size", "hidden_sizes", "tied", "init_scale")
+)
 INTERRUPTED = 130  # what a shell expects of a program that ended by Ctrl-C
 
 
@@ -41,6 +47,8 @@ INTERRUPTED = 130  # what a shell expects of a program that ended by Ctrl-C
 @click.option("--data", "folder", type=click.Path(exists=True, file_okay=False, path_type=Path),
               help="Folder that holds the files of ptb or wikitext-2.")  # fmt: skip
 @click.option("--text", type=click.Path(path_type=Path), help="Train on this UTF-8 text.")
+@click.option("--from", "source", type=click.Path(dir_okay=False, path_type=Path), metavar="MODEL.onnx",
+              help="Start from this language model, shrunk or not; trains densely unless told otherwise.")  # fmt: skip
 @click.option("--resume", type=click.Path(exists=True, file_okay=False, path_type=Path),
               help="Go on with an interrupted run, as runs/NAME.")  # fmt: skip
 @click.option("--seed", type=click.IntRange(0, 2**32 - 1), help="Of weights, documents, dropout and gates.")
@@ -59,6 +67,7 @@ def train(
     l0_weight: float | None,
     folder: Path | None,
     text: Path | None,
+    source: Path | None,
     resume: Path | None,
     seed: int | None,
     threads: int | None,
@@ -75,6 +84,8 @@ def train(
         raise click.UsageError("--keep and --l0-weight exclude each other.")
     if name is not None and (Path(name).name != name or name == ".."):
         raise click.UsageError(f"--name {name}: expected the name of one folder, without a path.")
+    if source is not None:
+        _check_start_options(source, resume, settings, output)
     if resume is not None:
         _refuse_others(ctx)
         resolved = load_recipe(resume / RECIPE)
@@ -90,10 +101,13 @@ def train(
             "run.threads": threads,
             "run.device": device,
         }
-        resolved = load_recipe(recipe, overrides=_overrides(settings, options))
+        overrides = _overrides(settings, options)
+        if source is not None and not {"run.method", "gates.keep", "gates.l0_weight"} & overrides.keys():
+            overrides["run.method"] = "dense"
+        resolved = load_recipe(recipe, overrides=overrides)
     _require("torch", "accelerate", "safetensors")
     sys.path.insert(0, os.getcwd())  # a recipe's factory may live in the user's folder, as with `python -m`
-    _run(resolved, resume=resume, name=name, output=output)
+    _run(resolved, source=source, resume=resume, name=name, output=output)
 
 
 def _overrides(settings: tuple[str, ...], options: Mapping[str, Any]) -> dict[str, Any]:
@@ -104,6 +118,17 @@ def _overrides(settings: tuple[str, ...], options: Mapping[str, Any]) -> dict[st
         if chosen in overrides and dropped not in overrides:
             overrides[dropped] = None
     return overrides
+
+
+def _check_start_options(source: Path, resume: Path | None, settings: tuple[str, ...], output: Path) -> None:
+    """Refuse what contradicts `--from`."""
+    if resume is not None:
+        raise click.UsageError("--from and --resume exclude each other.")
+    if output.resolve() == source.resolve():
+        raise click.UsageError(f"--output {output} is the model to start from; expected another file.")
+    shapes = [setting for setting in settings if setting.split("=")[0].strip() in FROM_FILE]
+    if shapes:
+        raise click.UsageError(f"--from takes the network's shapes from the file; got --set {shapes[0]}.")
 
 
 def _refuse_others(ctx: click.Context) -> None:
@@ -125,45 +150,58 @@ def _require(*packages: str) -> None:
             raise MissingExtraError(package, extra="train")
 
 
-def _run(recipe: Recipe, *, resume: Path | None, name: str | None, output: Path) -> None:
+def _run(recipe: Recipe, *, source: Path | None, resume: Path | None, name: str | None, output: Path) -> None:
     import torch
 
-    from toolchain.cli.train_progress import TrainingDisplay
-    from toolchain.training.loop import finish
-    from toolchain.training.loop import train as carry_out
     from toolchain.training.processes import decided_by_main, join_processes, leave_processes
+    from toolchain.training.rebuilding import check_start, rebuild
     from toolchain.training.training_run import begin_run, restore_run
 
     if recipe.run.threads is not None:
         torch.set_num_threads(recipe.run.threads)
     processes = join_processes(recipe.run.device)
     console = Console(quiet=not processes.is_main, soft_wrap=True)
+    start = None if source is None else rebuild(source, recipe)
     corpus = _load_corpus(recipe)
+    if start is not None:
+        recipe = replace(recipe, model=start.section)
+        console.print(_start_lines(start, check_start(start, corpus, threads=recipe.run.threads)), highlight=False)
     if resume is not None:
         folder = resume
         _check_vocabulary(folder, corpus)
     else:
         created = new_run_folder(RUNS, name, default=recipe.name) if processes.is_main else None
         folder = decided_by_main(created, processes=processes) or RUNS
-    run = begin_run(recipe, corpus, folder=folder, processes=processes)
+    weights = None if start is None else start.weights
+    run = begin_run(recipe, corpus, folder=folder, processes=processes, weights=weights)
     if resume is not None:
         restore_run(run)
     elif processes.is_main:
-        write_text(folder / RECIPE, _described(corpus) + dump_recipe(recipe))
+        write_text(folder / RECIPE, _described(corpus, source) + dump_recipe(recipe))
         write_text(folder / VOCABULARY, "\n".join(corpus.vocabulary) + "\n")
     console.print(_headline(recipe, corpus, run), highlight=False)
+    _carry_out(run, corpus, console, output)
+    leave_processes()
+
+
+def _carry_out(run: TrainingRun, corpus: Any, console: Console, output: Path) -> None:
+    """Train to the end, or until the user stops it; then write the model."""
+    from toolchain.cli.train_progress import TrainingDisplay
+    from toolchain.training.loop import finish
+    from toolchain.training.loop import train as carry_out
+
     with TrainingDisplay(console) as display, _stop_on_interrupt() as stop:
         ended = carry_out(run, report=display, stop=stop)
     if not ended:
         console.print(f"\nstopped and saved after update {run.update} of {run.schedule.updates}. "
-                      f"Go on with: toolchain train --resume {folder}", highlight=False)  # fmt: skip
+                      f"Go on with: toolchain train --resume {run.folder}", highlight=False)  # fmt: skip
         sys.exit(INTERRUPTED)
-    if processes.is_main:
-        result = finish(run, corpus, threads=recipe.run.threads)
-        write_text(folder / RESULT, json.dumps({"schema": 1, **asdict(result), "model": result.model.name}, indent=1))
+    if run.processes.is_main:
+        result = finish(run, corpus, threads=run.recipe.run.threads)
+        content = json.dumps({"schema": 1, **asdict(result), "model": result.model.name}, indent=1)
+        write_text(run.folder / RESULT, content)
         _copy(result.model, output)
-        _conclude(console, result, folder, output)
-    leave_processes()
+        _conclude(console, result, run.folder, output)
 
 
 def _load_corpus(recipe: Recipe) -> Any:
@@ -211,13 +249,30 @@ def _stop_on_interrupt() -> Iterator[Callable[[], bool]]:
             signal.signal(number, handler)
 
 
-def _described(corpus: Any) -> str:
+def _start_lines(start: Start, check: StartCheck) -> str:
+    section = start.section
+    sizes = " + ".join(map(str, section.hidden_sizes))
+    lines = [
+        f"from {start.source}: embedding {section.embedding_size}, {section.cell.upper()} {sizes}; perplexity "
+        f"{check.onnx:#.4g} in ONNX Runtime, {check.torch:#.4g} in the rebuilt network "
+        f"({abs(check.torch / check.onnx - 1):.0e} apart; first {check.tokens:,} words of the validation text)"
+    ]
+    if start.state_widths != section.hidden_sizes:
+        wide = " + ".join(map(str, start.state_widths))
+        lines.append(f"the exported model carries a state of {sizes} units, where {start.source.name} takes {wide}")
+    if start.untied:
+        lines.append("output layer and embedding differ in the file, so they are trained apart (the recipe ties them)")
+    return "\n".join(lines)
+
+
+def _described(corpus: Any, source: Path | None) -> str:
     import torch
 
     tokens = " + ".join(f"{len(split):,}" for split in (corpus.train, corpus.valid, corpus.test))
     return (
         f"# {corpus.origin}: {tokens} tokens (train, valid, test), {len(corpus.vocabulary):,} words\n"
-        f"# rnn-toolchain {__version__}, torch {torch.__version__}\n\n"
+        f"# rnn-toolchain {__version__}, torch {torch.__version__}\n"
+        + ("\n" if source is None else f"# started from {source}\n\n")
     )
 
 
@@ -233,17 +288,8 @@ def _headline(recipe: Recipe, corpus: Any, run: TrainingRun) -> str:
 
 
 def _copy(source: Path, target: Path) -> None:
-    unfinished = target.with_name(f".{target.name}.{os.getpid()}.part")
-    try:
+    with written_whole(target, remedy=f"The model is in {source}: copy it from there.") as unfinished:
         shutil.copyfile(source, unfinished)
-        unfinished.replace(target)
-    except OSError as error:
-        raise OutputError(
-            f"{target}: cannot be written ({error.strerror}); expected a writable place. "
-            f"The model is in {source}: copy it from there."
-        ) from error
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 def _conclude(console: Console, result: TrainingResult, folder: Path, output: Path) -> None:

@@ -6,10 +6,11 @@ of one use of a constant, or of a vector of neurons inside a node (the units of 
 All cells of a graph are numbered through, so that moving data around is moving integers around: the cells of
 `Transpose(x)` are read from `x.cells.transpose(perm)`.
 
-An operator is described by its *transfer*: a list of four kinds of statement about cells, and nothing else.
+An operator is described by its *transfer*: a list of five kinds of statement about cells, and nothing else.
 
     Read(reader, read)            to compute cell `reader` one needs cell `read`
     Linear(reader, read, weights) the same through a weight matrix: zero weights are not read
+    Drive(driven, by, weights)    what can make a cell other than zero; nothing is read
     Couple(a, b)                  cells kept or removed together, because the runtime pairs them by position
     Port(value, unit)             carried state: paired like Couple, or, if `value` cannot change, bridged by a gather
 """
@@ -81,6 +82,28 @@ class Linear:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Drive:
+    """Cell `driven[i]` is zero for certain unless `moved[i]`, or a `by[j]` with `weights[i, j]` may be other than zero.
+
+    Whatever else is said of a driven cell must keep zeros too.
+    """
+
+    driven: CellArray  # [num_driven]
+    by: CellArray  # [num_by]
+    weights: BoolArray  # [num_driven, num_by]
+    moved: BoolArray  # [num_driven]
+
+    def push(self, nonzero: BoolArray) -> None:
+        """Mark what may be other than zero; driven cells may drive one another, so repeat until nothing is new."""
+        nonzero[self.driven[self.moved]] = True
+        while True:
+            reached = self.weights[:, nonzero[self.by]].any(axis=1)
+            if nonzero[self.driven[reached]].all():
+                return
+            nonzero[self.driven[reached]] = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Couple:
     """Cells `a[i]` and `b[i]` share one fate; both have shape `[num_pairs]`.
 
@@ -105,7 +128,7 @@ class Port:
     is_output: bool
 
 
-Statement = Read | Linear | Couple | Port
+Statement = Read | Linear | Drive | Couple | Port
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,13 +137,17 @@ class Transfer:
 
     `statements` are ordered from outputs to inputs, so one pass pushes demand through the node. `fixed` cells are kept
     whatever happens. `neurons` names the node's own spaces for its rewriting (`units`, `inputs`, `rows`, `columns`).
-    `blocked` is why the node is not understood, None when it is.
+    Of each of `never_empty` at least one cell is kept.
+    `blocked` is why the node is not understood, None when it is; `mixes` why it reads what none of its results is made
+    from, None when it does not.
     """
 
     statements: tuple[Statement, ...] = ()
     fixed: tuple[CellArray, ...] = ()
     neurons: dict[str, Space] = field(default_factory=dict)
+    never_empty: tuple[CellArray, ...] = ()
     blocked: str | None = None
+    mixes: str | None = None
 
 
 def agree(one: Space, other: Space) -> bool:

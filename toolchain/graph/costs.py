@@ -10,15 +10,15 @@ from collections.abc import Iterator
 
 import onnx_ir as ir
 
+from toolchain.graph.dequantized import constant_of
 from toolchain.recurrent import GATES
 
-QUANTIZED_LSTM = "DynamicQuantizeLSTM"  # of domain com.microsoft: W [D, input, 4*H], R [D, H, 4*H], int8
 # Where each operator takes the matrix that it multiplies by.
 _WEIGHTS = {
     "MatMul": (0, 1), "MatMulInteger": (0, 1), "DynamicQuantizeMatMul": (1,), "MatMulIntegerToFloat": (1,),
     "QLinearMatMul": (3,), "Gemm": (1,), "Einsum": (0, 1), "Conv": (1,), "ConvInteger": (1,),
     "QLinearConv": (3,), "ConvTranspose": (1,),
-    **dict.fromkeys((*GATES, QUANTIZED_LSTM), (1, 2)),
+    **dict.fromkeys(GATES, (1, 2)),
 }  # fmt: skip
 _STRUCTURE = frozenset({ir.DataType.INT64, ir.DataType.INT32, ir.DataType.BOOL, ir.DataType.STRING})
 
@@ -30,17 +30,18 @@ def multiply_adds(graph: ir.Graph) -> int:
 
 def multiply_adds_of(node: ir.Node) -> int:
     """Return one node's share of `multiply_adds`; a recurrent node's weights count even where they are computed."""
-    recurrent = node.op_type in GATES or node.op_type == QUANTIZED_LSTM
+    recurrent = node.op_type in GATES
     places = [index for index in _WEIGHTS.get(node.op_type, ()) if index < len(node.inputs)]
     return sum(_size(node.inputs[index], computed=recurrent) for index in places)
 
 
 def _size(value: ir.Value | None, *, computed: bool) -> int:
     """Return how many numbers a weight has, 0 for a computed value unless those count."""
-    if value is None or (value.const_value is None and (value.shape is None or not computed)):
+    root = constant_of(value)
+    tensor = None if root is None else root.const_value
+    shape = tensor.shape if tensor is not None else value.shape if value is not None and computed else None
+    if shape is None:
         return 0
-    shape = value.shape if value.const_value is None else value.const_value.shape
-    assert shape is not None
     lengths = [length for length in shape if isinstance(length, int)]
     return math.prod(lengths) if len(lengths) == len(shape) else 0
 

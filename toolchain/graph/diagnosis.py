@@ -19,11 +19,11 @@ import onnx_ir as ir
 from toolchain.axes import BATCH, TIME
 from toolchain.errors import LayoutError
 from toolchain.graph import unrolled
-from toolchain.graph.costs import QUANTIZED_LSTM
+from toolchain.graph.dequantized import constant_of
 from toolchain.graph.normalise import is_zero
 from toolchain.graph.unrolled import constant_root, is_recurrent, name_of
 from toolchain.interface import ModelInput
-from toolchain.recurrent import GATES, check_shapes, slot
+from toolchain.recurrent import GATES, QUANTIZED_LSTM, check_shapes, slot
 
 Severity = Literal["error", "warning", "note"]
 Length = int | str | None  # static, symbolic, unknown
@@ -107,7 +107,8 @@ def _node_ills(node: ir.Node) -> Iterator[Ill]:
     """Yield what is wrong with one recurrent node."""
     subject = f"{node.op_type} {name_of(node)!r}"
     if node.op_type == QUANTIZED_LSTM:
-        yield _ill("quantized", subject, "its weights are quantized; its units cannot be cut")
+        text = "it quantizes by ranges at run time; only units that are always zero can be cut"
+        yield _ill("quantized", subject, text)
         return
     if _PROJECTION in node.metadata_props.get(_TRACED_CALL, ""):
         yield _ill("lost_projection", subject, "PyTorch's exporter dropped the projection (proj_size) that it had")
@@ -145,12 +146,13 @@ def _shape(node: ir.Node, name: str) -> tuple[int, ...] | None:
 
 def _weight_ills(node: ir.Node, subject: str) -> Iterator[Ill]:
     """Tell why a node's `W` or `R` is not a plain constant; the first such reason is enough."""
-    computed = [value for value in node.inputs[1:3] if value is not None and value.const_value is None]
+    computed = [value for value in node.inputs[1:3] if value is not None and constant_of(value) is None]
     if not computed:
         return
     roots, operators = _origins(computed[0])
     if "DequantizeLinear" in operators:
-        yield _ill("quantized", subject, "its weights are quantized (DequantizeLinear); its units cannot be cut")
+        yield _ill("quantized", subject, "its weights are quantized in blocks, or in more than a DequantizeLinear; "
+                                         "its units cannot be cut")  # fmt: skip
     elif all(root.const_value is not None for root in roots):
         text = f"its weights are computed from constants ({', '.join(sorted(operators))})"
         yield _ill("unfolded", subject, text)

@@ -10,9 +10,11 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from toolchain.graph.dequantized import DEQUANTIZE, Pick, quantized
 from toolchain.graph.subgraphs import graphs_in, values_of
 
 Attributes = Mapping[str, Any]
+LISTS_AS_INPUTS = 13  # the opset from which on Squeeze and Split take their lists as inputs
 
 
 class Edits:
@@ -32,10 +34,28 @@ class Edits:
         stem = old.name if old is not None and old.name else f"{node.name}_input_{index}"
         node.replace_input_with(index, self.constant(array, stem=stem))
 
+    def cut(self, node: ir.Node, index: int, pick: Pick) -> None:
+        """Keep the positions of a constant input that `pick` takes from it; quantized ones stay integers.
+
+        `pick` is called with arrays of the constant's shape and may only choose positions.
+        """
+        value = node.inputs[index]
+        known = quantized(value)
+        if known is None:
+            assert value is not None
+            assert value.const_value is not None
+            self.put(node, index, pick(value.const_value.numpy()))
+            return
+        attributes = {name: attribute.value for name, attribute in known.node.attributes.items()}
+        parts = [self.constant(array, stem=str(source.name))
+                 for array, source in zip(known.cut(pick), known.node.inputs, strict=False)
+                 if array is not None and source is not None]  # fmt: skip
+        node.replace_input_with(index, self.before(node, DEQUANTIZE, parts, attributes)[0])
+
     def constant(self, array: npt.NDArray[Any], *, stem: str) -> ir.Value:
         """Return a new initializer named after `stem`, or the one made before with the same stem and content."""
         array = np.asarray(array, order="C")  # `ascontiguousarray` would turn a scalar into a vector
-        key = (stem, hashlib.sha256(repr((array.dtype, array.shape)).encode() + array.tobytes()).digest())
+        key = (stem, _digest(array))
         if key not in self._made:
             tensor = ir.tensor(array)
             name = self.fresh(stem)
@@ -98,6 +118,13 @@ class Edits:
         assert graph is not None
         (graph.insert_after if after else graph.insert_before)(node, [new])
         return outputs
+
+
+def _digest(array: npt.NDArray[Any]) -> bytes:
+    """Return what tells a constant from others, without a copy of it."""
+    digest = hashlib.sha256(repr((array.dtype, array.shape)).encode())
+    digest.update(repr(array.tolist()).encode() if array.dtype.hasobject else array.reshape(-1).view(np.uint8).data)
+    return digest.digest()
 
 
 def set_integers(edits: Edits, node: ir.Node, name: str, index: int, numbers: Sequence[int]) -> None:

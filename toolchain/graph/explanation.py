@@ -11,15 +11,15 @@ not known, and None says so.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 import onnx_ir as ir
 
 from toolchain.graph.cells import BoolArray, CellArray, Couple, Space, Statement, Transfer, couple, pairs
-from toolchain.graph.costs import QUANTIZED_LSTM
 from toolchain.graph.layout import components
-from toolchain.graph.program import Program, demanded
+from toolchain.graph.program import Program, demanded, joint_decisions
 from toolchain.graph.subgraphs import bodies_of
 from toolchain.graph.surgery import Blocker, NodeChange, SurgeryPlan, layout_of
 from toolchain.graph.unrolled import name_of
@@ -53,7 +53,7 @@ class NodeExplanation:
 
     Attributes:
         name: the node.
-        op_type: LSTM, GRU or RNN.
+        op_type: LSTM, GRU, RNN or DynamicQuantizeLSTM.
         hidden_size: units per direction before.
         live: units per direction that an output can depend on, one number per direction.
         kept: units per direction that stay; more than are live where couplings or blockers hold them.
@@ -75,34 +75,18 @@ class NodeExplanation:
 def explain(plan: SurgeryPlan) -> tuple[NodeExplanation, ...]:
     """Explain every recurrent node of a plan; the graph and the plan are not changed."""
     program = plan.program
-    demand, labels = demanded(program), _classes(plan)
-    prices = _Prices(program)
-    recurrent = [(view.node, transfer) for view, transfer in zip(program.nodes, program.transfers, strict=True)
+    demand = demanded(program)
+    places, prices = _Places(program, _classes(plan, demand)), _Prices(program)
+    recurrent = [transfer for view, transfer in zip(program.nodes, program.transfers, strict=True)
                  if view.node.op_type in GATES]  # fmt: skip
     return tuple(
-        _explanation(program, change, node, transfer, demand, labels, prices)
-        for change, (node, transfer) in zip(plan.changes, recurrent, strict=True)
-    )
-
-
-def left_whole(graph: ir.Graph) -> tuple[Blocker, ...]:
-    """Return the recurrent nodes that the surgery does not plan for, and why."""
-    reason = "its weights are quantized; shrink the float model first, then quantize the result"
-    return tuple(
-        Blocker(node=name_of(node), op_type=node.op_type, reason=reason)
-        for node in graph.all_nodes()
-        if node.op_type == QUANTIZED_LSTM
+        _explanation(change, transfer, demand, places, prices)
+        for change, transfer in zip(plan.changes, recurrent, strict=True)
     )
 
 
 def _explanation(
-    program: Program,
-    change: NodeChange,
-    node: ir.Node,
-    transfer: Transfer,
-    demand: BoolArray,
-    labels: CellArray,
-    prices: _Prices,
+    change: NodeChange, transfer: Transfer, demand: BoolArray, places: _Places, prices: _Prices
 ) -> NodeExplanation:
     units = transfer.neurons.get("units")
     known = [blocker for blocker in change.blocked_by if prices.of([blocker]) is not None]
@@ -113,36 +97,50 @@ def _explanation(
         live=(change.hidden_before,) * change.num_directions if units is None
         else tuple(int(count) for count in demand[units.cells].sum(axis=1)),
         kept=change.hidden_after,
-        coupled_with=() if units is None else _couplings(program, node, units, labels),
+        coupled_with=() if units is None else places.coupled_with(units),
         blocked_by=tuple(PricedBlocker(node=blocker.node, op_type=blocker.op_type, reason=blocker.reason,
                                        would_free=prices.of([blocker])) for blocker in change.blocked_by),
         would_free_together=prices.of(known) if known else None,
     )  # fmt: skip
 
 
-def _classes(plan: SurgeryPlan) -> CellArray:
+def _classes(plan: SurgeryPlan, demand: BoolArray) -> CellArray:
     """Return the class of every cell; state ports that are bridged tie nothing together."""
     joined = [Couple(a=port.value.ravel(), b=port.unit.ravel()) for port in plan.program.ports
               if port not in plan.layout.bridged]  # fmt: skip
-    return components(plan.program.numbering.size, [*plan.program.couples, *joined])
+    couples = [*plan.program.couples, *joint_decisions(plan.program, demand), *joined]
+    return components(plan.program.numbering.size, couples)
 
 
-def _couplings(program: Program, node: ir.Node, units: Space, labels: CellArray) -> tuple[Coupling, ...]:
-    own = set(labels[units.cells.ravel()].tolist())
+class _Places:
+    """Everything that units can be coupled with, found by the classes of its cells."""
 
-    def shares(space: Space) -> bool:
-        return not own.isdisjoint(labels[space.cells.ravel()].tolist())
+    def __init__(self, program: Program, labels: CellArray) -> None:
+        self._labels = labels
+        self._places = tuple(_places(program))
+        self._of_class: dict[int, list[int]] = {}
+        for number, (space, _) in enumerate(self._places):
+            for label in np.unique(labels[space.cells]).tolist():
+                self._of_class.setdefault(label, []).append(number)
 
-    found = []
+    def coupled_with(self, units: Space) -> tuple[Coupling, ...]:
+        """Return what shares a class with a node's units, in the graph's order."""
+        classes = np.unique(self._labels[units.cells]).tolist()
+        numbers = sorted({number for label in classes for number in self._of_class.get(label, ())})
+        return tuple(coupling for space, coupling in map(self._places.__getitem__, numbers) if space != units)
+
+
+def _places(program: Program) -> Iterator[tuple[Space, Coupling]]:
     for view, transfer in zip(program.nodes, program.transfers, strict=True):
         for part, kind in (("units", "units"), ("inputs", "input")):
-            other = transfer.neurons.get(part) if view.node.op_type in GATES else None
-            if other is not None and other != units and shares(other):
-                found.append(Coupling(name=name_of(view.node), part=kind))
+            space = transfer.neurons.get(part) if view.node.op_type in GATES else None
+            if space is not None:
+                yield space, Coupling(name=name_of(view.node), part=kind)
     for values, kind in ((program.graph.inputs, "graph input"), (program.graph.outputs, "graph output")):
-        spaces = {str(value.name): program.numbering.spaces.get(id(value)) for value in values}
-        found += [Coupling(name=name, part=kind) for name, space in spaces.items() if space and shares(space)]
-    return tuple(found)
+        for value in values:
+            space = program.numbering.spaces.get(id(value))
+            if space is not None:
+                yield space, Coupling(name=str(value.name), part=kind)
 
 
 class _Prices:

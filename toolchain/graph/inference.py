@@ -2,9 +2,11 @@
 
 ONNX's own inference is asked again, with what it cannot know added, until nothing new follows:
 
-reshape    ONNX follows shape arithmetic (`Shape -> Gather -> Concat -> Reshape`) only in newer opsets. Where it gives
-           up, the shape's constant pieces still tell lengths that matter: `Concat(lengths, [width])` ends in `width`
+shape      ONNX follows shape arithmetic (`Shape -> Gather -> Concat -> Reshape`) only in newer opsets. Where it gives
+           up, the shape that an operator is given still tells lengths that matter: `Concat(lengths, [width])` ends in
+           `width`
 operator   LSTM, GRU and RNN define the shapes of what they read: where nothing else does, `X` is `[?, ?, input_size]`
+stand-in   operators that ONNX's inference does not know are inferred as those that it does
 captured   inside If, Loop and Scan ONNX knows the shapes of the surrounding graph's constants, not their content:
            while it infers, the bodies have copies of the constants that they read
 states     a Loop's state may change its shape from step to step, so ONNX assumes nothing about it. Here it is assumed
@@ -15,15 +17,15 @@ states     a Loop's state may change its shape from step to step, so ONNX assume
 from __future__ import annotations
 
 from collections import ChainMap
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import onnx
-from onnx import numpy_helper
 
-from toolchain.recurrent import GATES, slot
+from toolchain.graph.lengths import Entries, Known, bodies_of, fold_lengths, known_lengths, shape_input
+from toolchain.graph.stand_ins import put_stand_ins, take_stand_ins_out
+from toolchain.recurrent import GATES, QUANTIZED_LSTM, column_axis, slot
 
-Piece = Sequence[int | None]  # one entry of a shape each, None when it is computed
 Shape = tuple[int | None, ...]
 _STATES_FIRST = {"Loop": (2, 1), "Scan": (0, 0)}  # how many inputs and outputs of the body stand before the states
 
@@ -82,12 +84,18 @@ class _State:
     scope: _Scope
 
 
-def with_inferred_shapes(proto: onnx.ModelProto) -> onnx.ModelProto:
-    """Forget every shape that is not an input's and infer anew, because exporters leave stale ones; changes `proto`."""
-    lent = _lend_constants(proto.graph, {})
-    proto = _settled(proto)
-    _return_constants(proto.graph, lent)
-    return proto
+def with_inferred_shapes(proto: onnx.ModelProto, *, folded: bool = False) -> onnx.ModelProto:
+    """Forget every shape that is not an input's and infer anew, because exporters leave stale ones; changes `proto`.
+
+    With `folded`, lengths that are known take the place of the nodes that compute them.
+    """
+    while True:
+        lent = _lend_constants(proto.graph, {})
+        proto = _settled(proto)
+        changed = folded and fold_lengths(proto.graph)  # not before what was assumed is proven
+        _return_constants(proto.graph, lent)
+        if not changed:
+            return proto
 
 
 def _settled(proto: onnx.ModelProto) -> onnx.ModelProto:
@@ -116,11 +124,23 @@ def _inferred(proto: onnx.ModelProto) -> onnx.ModelProto | None:
     declared: set[str] = set()
     while True:
         try:
-            proto = onnx.shape_inference.infer_shapes(proto, data_prop=True)
+            proto = _by_onnx(proto)
         except (RuntimeError, onnx.shape_inference.InferenceError):
             return None
         if not _add_known(proto.graph, _Scope(declared=declared)):
             return proto
+
+
+def _by_onnx(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """Let ONNX infer once, with stand-ins for the operators that it does not know."""
+    opset = next((known.version for known in proto.opset_import if known.domain in ("", "ai.onnx")), 1)
+    replaced = put_stand_ins(proto.graph, opset)
+    try:
+        inferred = onnx.shape_inference.infer_shapes(proto, data_prop=True)
+    finally:
+        take_stand_ins_out(proto.graph, replaced)
+    take_stand_ins_out(inferred.graph, replaced)
+    return inferred
 
 
 def _lend_constants(graph: onnx.GraphProto, around: dict[str, onnx.TensorProto]) -> set[str]:
@@ -130,11 +150,11 @@ def _lend_constants(graph: onnx.GraphProto, around: dict[str, onnx.TensorProto])
     visible = around | {tensor.name: tensor for tensor in graph.initializer}
     graph.initializer.extend(captured)
     lent = {tensor.name for tensor in captured}
-    return lent.union(*(_lend_constants(body, visible) for node in graph.node for body in _bodies(node)))
+    return lent.union(*(_lend_constants(body, visible) for node in graph.node for body in bodies_of(node)))
 
 
 def _return_constants(graph: onnx.GraphProto, lent: set[str]) -> None:
-    for body in (body for node in graph.node for body in _bodies(node)):
+    for body in (body for node in graph.node for body in bodies_of(node)):
         own = [tensor for tensor in body.initializer if tensor.name not in lent]
         del body.initializer[:]
         body.initializer.extend(own)
@@ -146,7 +166,7 @@ def _forget(graph: onnx.GraphProto) -> None:
     for value in graph.output:
         _forget_shape(value)
     for node in graph.node:
-        for body in _bodies(node):
+        for body in bodies_of(node):
             counted = _STATES_FIRST[node.op_type][0] if node.op_type == "Loop" else 0
             for value in body.input[counted:]:  # a Loop's step and condition are one number each, as declared
                 _forget_shape(value)
@@ -158,18 +178,11 @@ def _forget_shape(value: onnx.ValueInfoProto) -> None:
         value.type.tensor_type.ClearField("shape")
 
 
-def _bodies(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
-    for attribute in node.attribute:
-        if attribute.HasField("g"):
-            yield attribute.g
-        yield from attribute.graphs
-
-
 def _states(graph: onnx.GraphProto, around: _Scope) -> Iterator[_State]:
     """Yield every Loop's and Scan's states, always in the same order: assumptions are told apart by place."""
     scope = around.inside(graph)
     for node in graph.node:
-        for body in _bodies(node):
+        for body in bodies_of(node):
             if node.op_type in _STATES_FIRST:
                 inputs, outputs = _STATES_FIRST[node.op_type]
                 scanned = next((a.i for a in node.attribute if a.name == "num_scan_inputs"), 0)
@@ -213,11 +226,11 @@ def _weaken(assumption: _Assumption, state: _State) -> bool:
     return assumption.shape != before
 
 
-def _add_known(graph: onnx.GraphProto, around: _Scope) -> bool:
+def _add_known(graph: onnx.GraphProto, around: _Scope, outer: Known | None = None) -> bool:
     """Declare shapes that ONNX did not infer, in a graph and those inside it; tell whether any was."""
-    scope = around.inside(graph)
-    found = [_add_reshaped(node, graph, scope) or _add_operands(node, scope) for node in graph.node]
-    found += [_add_known(body, scope) for node in graph.node for body in _bodies(node)]
+    scope, lengths = around.inside(graph), known_lengths(graph, outer)
+    found = [_add_shaped(node, scope, lengths) or _add_operands(node, scope) for node in graph.node]
+    found += [_add_known(body, scope, lengths) for node in graph.node for body in bodies_of(node)]
     return any(found)
 
 
@@ -228,29 +241,68 @@ def _add_operands(node: onnx.NodeProto, scope: _Scope) -> bool:
     if W is None or len(W) != 3 or not hidden or any(a.name == "layout" and a.i for a in node.attribute):
         return False
     state: Shape = (W[0], None, hidden)
-    wanted: dict[str, Shape] = {"X": (None, None, W[2]), "initial_h": state, "initial_c": state}
+    features = W[column_axis(node.op_type)]
+    element = onnx.TensorProto.FLOAT if node.op_type == QUANTIZED_LSTM else scope.element(node.input[slot("W")])
+    wanted: dict[str, Shape] = {"X": (None, None, features), "initial_h": state, "initial_c": state}
     found = False
     for name, shape in wanted.items():
         index = slot(name)
         if index < len(node.input) and node.input[index] and scope.shape(node.input[index]) is None:
-            element = scope.element(node.input[slot("W")])
             found |= _declare(node.input[index], element, shape, scope)
     return found
 
 
-def _add_reshaped(node: onnx.NodeProto, graph: onnx.GraphProto, scope: _Scope) -> bool:
-    """Declare the output of a Reshape of unknown result by the pieces of its shape."""
-    if node.op_type != "Reshape" or len(node.input) < 2 or scope.shape(node.output[0]) is not None:
+def _add_shaped(node: onnx.NodeProto, scope: _Scope, lengths: Known) -> bool:
+    """Declare what follows for the output of an operator that is given its shape, where it is news."""
+    index = shape_input(node)
+    entries = None if index is None else lengths.of(node.input[index])
+    if entries is None or node.input[0] not in scope.known:
         return False
-    concat, _ = scope.producers.get(node.input[1], (None, graph))
-    if node.input[0] not in scope.known or concat is None or concat.op_type != "Concat":
+    shape = _lengths(node, entries, scope.shape(node.input[0]))
+    if shape is None:
         return False
-    pieces = [_piece(name, scope) for name in concat.input]
-    if None in pieces:
+    name = node.output[0]
+    if scope.shape(name) is not None:
+        return _fill_in(scope.known[name], shape)
+    element = scope.element(name) or _element(node, scope.element(node.input[0]))
+    return _declare(name, element, shape, scope)
+
+
+def _lengths(node: onnx.NodeProto, entries: Entries, data: Shape | None) -> Shape | None:
+    """Return the output's lengths; those copied from the data, inferred or computed are not known."""
+    lengths: list[int | None] = [entry if isinstance(entry, int) and entry > 0 else None for entry in entries.ravel()]
+    if node.op_type != "Expand":
+        return tuple(lengths)
+    if data is None:
+        return None
+    own = [length or None for length in data]
+    rank = max(len(own), len(lengths))
+    padded = ((*[1] * (rank - len(some)), *some) for some in (own, lengths))
+    return tuple(_broadcast(one, other) for one, other in zip(*padded, strict=True))
+
+
+def _broadcast(one: int | None, other: int | None) -> int | None:
+    if one is not None and one > 1:
+        return one
+    return other if one == 1 or (other is not None and other > 1) else None
+
+
+def _element(node: onnx.NodeProto, data: int) -> int:
+    """Return the number type of an output: the data's, or that of what a shape is filled with."""
+    if node.op_type != "ConstantOfShape":
+        return data
+    return next((attribute.t.data_type for attribute in node.attribute), onnx.TensorProto.FLOAT)
+
+
+def _fill_in(value: onnx.ValueInfoProto, shape: Shape) -> bool:
+    """Set the lengths that were not known before; tell whether there were any."""
+    dims = value.type.tensor_type.shape.dim
+    if len(dims) != len(shape):
         return False
-    lengths = [entry for piece in pieces if piece is not None for entry in piece]
-    shape = tuple(length if length is not None and length > 0 else None for length in lengths)
-    return _declare(node.output[0], scope.element(node.input[0]), shape, scope)
+    news = [(dim, length) for dim, length in zip(dims, shape, strict=True) if length and not dim.HasField("dim_value")]
+    for dim, length in news:
+        dim.dim_value = length
+    return bool(news)
 
 
 def _declare(name: str, element: int, shape: Shape, scope: _Scope) -> bool:
@@ -262,13 +314,3 @@ def _declare(name: str, element: int, shape: Shape, scope: _Scope) -> bool:
     value.CopyFrom(onnx.helper.make_tensor_value_info(name, element, shape))
     scope.declared.add(name)
     return True
-
-
-def _piece(name: str, scope: _Scope) -> Piece | None:
-    """Return the entries that a piece adds to a shape; None when not even their number is known."""
-    if name in scope.constants:
-        return [int(entry) for entry in numpy_helper.to_array(scope.constants[name]).ravel()]
-    shape = scope.shape(name)
-    if shape is None or len(shape) != 1:
-        return None
-    return [None] * shape[0] if shape[0] else None

@@ -1,7 +1,8 @@
 """Which cells stay, and how a space looks once the others are gone.
 
 A tensor is a block, so what is kept of a space must be one: whole rows of every axis (`[:, kept]`), or along one axis
-an equal number per row of the others, as in the units of a bidirectional LSTM, where each direction keeps its own.
+an equal number per row of the others, as in the units of a bidirectional LSTM, where each direction keeps its own, and
+in a hidden axis split into groups.
 """
 
 from __future__ import annotations
@@ -19,8 +20,9 @@ NO_ROW = -1
 class Kept:
     """The cells that stay, over the whole graph.
 
-    `mask` has shape `[num_cells]`. `rows` numbers the rows of units (one direction of one node) and says of every cell
-    to which it belongs, `NO_ROW` where to none: only along one row may positions close ranks, each row by itself.
+    `mask` has shape `[num_cells]`. `rows` numbers the rows of units (one direction, one group of a node) and says of
+    every cell to which it belongs, `NO_ROW` where to none: only along one row may positions close ranks, each row by
+    itself.
     """
 
     mask: BoolArray
@@ -103,13 +105,26 @@ def missing_from_block(mask: BoolArray, rows: CellArray) -> BoolArray:
 
 
 def _ragged_axis(block: BoolArray, rows: CellArray) -> int | None:
-    """Return the axis along which each row of units may keep its own positions: the longest that leaves no row."""
+    """Return the axis along which each row of units may keep its own positions: the longest that leaves no row.
+
+    Along it either all positions of a line belong to one row, or every row lies within one line: several groups of
+    one direction, side by side.
+    """
     inside = [
         axis
         for axis in range(block.ndim)
-        if (rows == rows.take([0], axis=axis)).all() and (block != block.take([0], axis=axis)).any()
+        if (block != block.take([0], axis=axis)).any()
+        and ((rows == rows.take([0], axis=axis)).all() or _within_lines(rows, axis))
     ]
     return max(inside, key=lambda axis: (block.shape[axis], axis), default=None)
+
+
+def _within_lines(rows: CellArray, axis: int) -> bool:
+    """Tell whether no row has positions on two lines along an axis."""
+    lines = np.moveaxis(rows, axis, -1).reshape(-1, rows.shape[axis])
+    line_of = np.broadcast_to(np.arange(lines.shape[0])[:, None], lines.shape)
+    belongs = np.unique(np.stack([lines.ravel(), line_of.ravel()]), axis=1)  # each row with each of its lines, once
+    return NO_ROW not in belongs[0] and np.unique(belongs[0]).size == belongs.shape[1]
 
 
 def _lines(mask: BoolArray) -> tuple[CellArray, ...]:

@@ -33,6 +33,7 @@ def decide_layout(
     couples: Sequence[Couple],
     ports: Sequence[Port],
     fixed: Sequence[CellArray],
+    never_empty: Sequence[CellArray],
     neurons: Collection[Space],
     spaces: Collection[Space],
 ) -> Layout:
@@ -43,6 +44,7 @@ def decide_layout(
         couples: cells that are paired by position.
         ports: state inputs and outputs of recurrent nodes.
         fixed: cells that stay whatever happens.
+        never_empty: sets of cells of which at least one stays.
         neurons: the nodes' own spaces, made blocks first, along their own axis.
         spaces: every space.
     """
@@ -55,7 +57,7 @@ def decide_layout(
     for port in bridged:
         held[port.value] = True
     # A bridge needs a unit of each direction, shape [hidden].
-    needed = [direction for port in bridged for direction in port.unit[:, 0]]
+    needed = [*never_empty, *(direction for port in bridged for direction in port.unit[:, 0])]
     severed = [pair for pair in couples if pair.severable]
     while True:
         apart = {id(pair) for pair in severed}
@@ -74,11 +76,17 @@ def decide_layout(
 
 
 def _rows(neurons: Collection[Space], labels: CellArray) -> CellArray:
-    """Number the rows of units; return to which one each cell belongs, `NO_ROW` where to none."""
+    """Number the rows of units; return to which one each cell belongs, `NO_ROW` where to none.
+
+    Where the rows of several nodes cross (directions of one, groups of another), every part that they have in common is
+    a row.
+    """
     of_class = np.full_like(labels, NO_ROW)
-    for space in neurons:
-        if len(space.shape) > 1:
-            of_class[labels[space.cells]] = space.cells[:, :1]
+    for number, space in enumerate(space for space in neurons if len(space.shape) > 1):
+        classes = labels[space.cells]
+        own = np.broadcast_to(np.arange(space.shape[0])[:, None], space.shape)
+        _, part = np.unique(np.stack([of_class[classes].ravel(), own.ravel()]), axis=1, return_inverse=True)
+        of_class[classes.ravel()] = number * labels.size + part.ravel()  # parts are fewer than cells
     return of_class[labels]
 
 

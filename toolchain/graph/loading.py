@@ -1,17 +1,24 @@
-"""Read and write ONNX files: clear errors on the way in, whole files or none on the way out."""
+"""Read and write ONNX files: clear errors on the way in, whole files or none on the way out, and weights held once.
+
+Weights beside the model are mapped when they are asked for and unmapped as soon as nobody looks at them, so memory
+holds what is being worked on, whatever the file's size.
+"""
 
 from __future__ import annotations
 
-import os
-import tempfile
+import itertools
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import onnx_ir as ir
 
-from toolchain.errors import ModelFileError, OutputError
-from toolchain.interface import ModelInterface, interface_of
+from toolchain.errors import ModelFileError
+from toolchain.files import written_whole
+from toolchain.graph.saving import save_embedded
+from toolchain.interface import ModelInterface, external_files, interface_of
+from toolchain.model_checks import check_model
 from toolchain.model_file import read_proto
 
 # Protobuf cannot hold more than 2 GiB in one file; weights go beside the model well before that.
@@ -25,68 +32,76 @@ def load_model(path: Path) -> tuple[ir.Model, ModelInterface]:
         ModelFileError: there is no such file, it is not a complete ONNX model, or its external data is missing.
     """
     proto = read_proto(path)
+    check_model(path, proto)
     interface = interface_of(path, proto)
     try:
         model = ir.serde.deserialize_model(proto)
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ir.serde.SerdeError, ValueError, TypeError, KeyError, AttributeError) as error:
         problem = " ".join(str(error).split())[:200]
         raise ModelFileError(
             f"{path}: the graph is damaged ({problem}); expected a valid ONNX model. Export it again."
         ) from error
+    model.graph.sort()  # the format asks for it, ONNX Runtime does not
     ir.external_data.set_base_dir(model.graph, path.parent)
-    _check_external(path, model)
+    for graph in model.graphs():
+        for value in graph.initializers.values():
+            if isinstance(value.const_value, ir.ExternalTensor):
+                value.const_value = _mapped(value.const_value, path.parent)
     return model, interface
 
 
-def _check_external(path: Path, model: ir.Model) -> None:
-    for tensor in (value.const_value for value in model.graph.initializers.values()):
-        if not isinstance(tensor, ir.ExternalTensor):
-            continue
-        file = Path(tensor.path)
-        if path.parent.resolve() not in file.resolve().parents:
-            raise ModelFileError(
-                f"{path}: tensor {tensor.name!r} lies in {tensor.location!r}, outside the model's "
-                "folder; expected a file beside the model. Move it there and export again."
-            )
-        needed = (tensor.offset or 0) + (tensor.length if tensor.length is not None else tensor.nbytes)
-        if not file.is_file() or file.stat().st_size < needed:
-            found = f"has {file.stat().st_size} bytes" if file.is_file() else "is missing"
-            raise ModelFileError(
-                f"{path}: its weights file {tensor.location!r} {found}; expected at least {needed} "
-                f"bytes for tensor {tensor.name!r}. Copy it there again."
-            )
+def _mapped(tensor: ir.ExternalTensor, folder: Path) -> ir.LazyTensor:
+    """Return a tensor whose every array is a map of its own, closed with the array."""
+    file = (folder / tensor.location).resolve()  # absolute, as it was checked; the working folder may change
+
+    def map_again() -> ir.ExternalTensor:
+        return ir.ExternalTensor(str(file), tensor.offset, tensor.length, tensor.dtype, shape=tensor.shape,
+                                 name=str(tensor.name))  # fmt: skip
+
+    return ir.LazyTensor(map_again, tensor.dtype, tensor.shape, name=tensor.name)
 
 
 @contextmanager
-def written_whole(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; on success it takes the name, on any error it is removed.
+def written_model(model: ir.Model, path: Path) -> Iterator[Path]:
+    """Write a model, with weights beside it where one file cannot hold them; the block checks it under another name.
+
+    On success the model takes the name `path`, on any error nothing is left. External weights get a name that is free,
+    so no other model's are overwritten, and the model that was at `path` is whole until it is replaced.
 
     Raises:
-        OutputError: the folder is missing or cannot be written, the disk is full, or `path` is a folder.
+        OutputError: the place cannot be written.
     """
-    if path.is_dir():
-        raise OutputError(f"{path}: is a folder; expected the name of a file to write. Name a file inside it.")
-    try:
-        with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
-            temporary = Path(folder) / path.name
-            yield temporary
-            for companion in Path(folder).iterdir():  # external weights first, the model that needs them last
-                if companion != temporary:
-                    os.replace(companion, path.parent / companion.name)
-            os.replace(temporary, path)
-    except OSError as error:
-        raise OutputError(
-            f"{path}: cannot be written ({error.strerror or error}); expected a writable place with room. "
-            "Nothing was written; choose another with -o."
-        ) from error
+    outgrown = _own_weights(path)
+    with written_whole(path, remedy="Nothing was written; choose another with -o.") as unfinished:
+        save_model(model, unfinished, weights_name=_free_name(path))
+        del model  # the caller may want its memory for the check
+        yield unfinished
+    for file in outgrown:
+        file.unlink(missing_ok=True)
 
 
-def save_model(model: ir.Model, path: Path) -> None:
-    """Write a model at `path`, its weights beside it where one file cannot hold them."""
-    weights = sum(
-        value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value is not None
-    )
-    if weights > MAX_EMBEDDED_BYTES:
-        ir.save(model, path, external_data=f"{path.name}.data")
+def save_model(model: ir.Model, path: Path, *, weights_name: str = "model.weights") -> None:
+    """Write a model at `path`, its weights as `weights_name` beside it where one file cannot hold them."""
+    tensors = [value.const_value for graph in model.graphs() for value in graph.initializers.values()]
+    if sum(tensor.nbytes for tensor in tensors if tensor is not None) > MAX_EMBEDDED_BYTES:
+        ir.save(model, path, external_data=weights_name)
     else:
-        ir.save(ir.external_data.load_to_model(model), path)
+        save_embedded(model, path)
+
+
+def _free_name(path: Path) -> str:
+    names = itertools.chain([f"{path.name}.data"], (f"{path.name}.{number}.data" for number in itertools.count(1)))
+    return next(name for name in names if not path.with_name(name).exists())
+
+
+def _own_weights(path: Path) -> list[Path]:
+    """Return the weights files of the model that will be replaced at `path`, by the names that this module gives."""
+    name = re.compile(rf"{re.escape(path.name)}(\.\d+)?\.data")
+    files = [file for file in path.parent.iterdir() if name.fullmatch(file.name)] if path.is_file() else []
+    if not files:  # the usual case, in which the older model need not be read
+        return []
+    try:
+        used = external_files(path, read_proto(path))
+    except ModelFileError:  # what lies there is no model
+        return []
+    return [file for file in files if file.name in used]

@@ -10,6 +10,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from toolchain.graph.cells import BlockedError, Space
+from toolchain.graph.dequantized import SHRINK_FIRST, constant_of, content_of, is_dequantized, quantized
 
 # A value with more static positions than this is kept whole: 4 Mi cells are 32 MiB of numbers, and no recurrent
 # model seen so far carries a hidden axis in a value that large.
@@ -102,23 +103,44 @@ class NodeView:
             raise BlockedError(f"the shape of {value.name!r} inside it is not known")
         return self._numbering.of_value(value)
 
+    def space_of(self, value: ir.Value | None) -> Space | None:
+        """Return the space of a computed value of another node, None where its shape is unknown."""
+        return None if value is None or static_shape(value) is None else self._numbering.of_value(value)
+
     def neurons(self, name: str, *shape: int) -> Space:
         """Return a space that belongs to the node itself, such as the units of an LSTM."""
         return self._numbering.space((id(self.node), name), shape)
 
     def constant(self, index: int) -> npt.NDArray[Any] | None:
-        """Return the content of a constant input, None when it is absent or computed."""
-        value = self.node.inputs[index] if self.has_input(index) else None
-        if value is None or value.const_value is None:
-            return None
-        return value.const_value.numpy()
+        """Return the content of a constant input, dequantized; None when it is absent or computed."""
+        return content_of(self.node.inputs[index]) if self.has_input(index) else None
+
+    def is_constant(self, index: int) -> bool:
+        """Tell whether an input is a constant, quantized or not."""
+        return self.has_input(index) and constant_of(self.node.inputs[index]) is not None
 
     def weights(self, index: int) -> npt.NDArray[Any]:
         """Return the content of an input that must be constant."""
         array = self.constant(index)
         if array is None:
-            raise BlockedError(f"its input {self.value(index).name!r} is computed at run time, not a constant")
+            value = self.value(index)
+            if is_dequantized(value):
+                raise BlockedError(f"its input {value.name!r} is quantized in blocks; {SHRINK_FIRST}")
+            raise BlockedError(f"its input {value.name!r} is computed at run time, not a constant")
         return array
+
+    def input_is_quantized(self, index: int) -> bool:
+        """Tell whether an input is a constant that the file keeps as integers."""
+        return self.has_input(index) and quantized(self.node.inputs[index]) is not None
+
+    def quantized_axis(self, index: int) -> int | None:
+        """Return the axis along which a quantized constant has a scale per position, None where it has none."""
+        known = quantized(self.node.inputs[index]) if self.has_input(index) else None
+        return None if known is None else known.axis
+
+    def numbered(self) -> bool:
+        """Tell whether the cells of the first output have been asked for."""
+        return id(self.node.outputs[0]) in self._numbering.spaces
 
     def attribute(self, name: str, default: Any = None) -> Any:
         """Return an attribute's Python value, or `default` when the node does not carry it."""

@@ -1,11 +1,12 @@
 """Bring any exporter's graph into the form that the surgery reads, without changing an output bit.
 
-inline      model-local functions become nodes; Constant nodes become initializers, those of bodies the main graph's
+inline      model-local functions become nodes; Constant nodes become initializers, those of bodies the main graph's;
+            a constant has one name
 simplify    onnxsim folds what is constant in the shape arithmetic (large weights are lifted out, so that it is
-quick and never touches them); if it cannot, the graph is used as it is
+            quick and never touches them); if it cannot, the graph is used as it is
 fold        chains of constants that end in weights (Slice, Concat, Transpose, Cast, ...) are evaluated
 zero state  an initial state that is provably zero is dropped: zero is what the operator assumes without one; of a zero
-that starts several states of a Loop or Scan, each gets its own
+            that starts several states of a Loop or Scan, each gets its own
 shapes      stale shapes are forgotten and inferred again
 """
 
@@ -26,6 +27,7 @@ from toolchain.graph.subgraphs import (
     give_unique_names,
     graphs_in,
     hoist_constants,
+    lower_quantized,
     remove_unused,
     values_of,
 )
@@ -54,12 +56,14 @@ class Normalised:
 def normalise(model: ir.Model) -> Normalised:
     """Return an equal model in normal form; the argument is used up."""
     _lift_constants(model)
+    _join_aliases(model.graph)
     declared = {str(value.name): value.shape for value in model.graph.outputs}
     model, problem = _simplified(model)
     _fold_constants(model.graph)
     _drop_zero_states(model.graph)
     _split_zero_states(model.graph)
     remove_unused(model)
+    lower_quantized(model)
     return Normalised(model=model, declared=declared, not_simplified=problem)
 
 
@@ -90,6 +94,14 @@ def _lift_constants(model: ir.Model) -> None:
     model.ir_version = max(model.ir_version or 0, 4)  # before 4 every initializer had to be an input too
 
 
+def _join_aliases(graph: ir.Graph) -> None:
+    """Let everybody read a constant by one name, so that a weight under two is seen to be one."""
+    for node in graph.all_nodes():
+        constant = node.inputs[0] if node.op_type == "Identity" else None
+        if constant is not None and constant.const_value is not None and not node.outputs[0].is_graph_output():
+            node.outputs[0].replace_all_uses_with(constant)
+
+
 def _simplified(model: ir.Model) -> tuple[ir.Model, str | None]:
     """Fold shape arithmetic and infer shapes on a skeleton without the large weights, then put them back."""
     import onnxsim
@@ -106,7 +118,7 @@ def _simplified(model: ir.Model) -> tuple[ir.Model, str | None]:
         onnx.shape_inference.InferenceError,
     ) as error:
         problem = " ".join(str(error).split())[:200]
-    result = ir.from_proto(inference.with_inferred_shapes(skeleton))
+    result = ir.from_proto(inference.with_inferred_shapes(skeleton, folded=True))
     _return_weights(result.graph, lifted)
     hoist_constants(result)
     result.metadata_props.update(model.metadata_props)
@@ -119,7 +131,7 @@ def _lift_weights(graph: ir.Graph) -> dict[str, ir.TensorProtocol]:
     lifted: dict[str, ir.TensorProtocol] = {}
     for name, value in list(graph.initializers.items()):
         tensor = value.const_value
-        if tensor is None or name in outputs:
+        if tensor is None or name in outputs or tensor.dtype == ir.DataType.STRING:
             continue
         if tensor.size <= LIFTED_ELEMENTS:
             value.const_value = ir.tensor(np.array(tensor.numpy()), name=name)  # in memory, wherever it was

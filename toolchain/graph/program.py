@@ -22,6 +22,7 @@ from toolchain.graph.cells import (
     BoolArray,
     CellArray,
     Couple,
+    Drive,
     Linear,
     Port,
     Read,
@@ -31,8 +32,9 @@ from toolchain.graph.cells import (
     couple,
     pairs,
 )
+from toolchain.graph.dequantized import constant_of, quantized
 from toolchain.graph.nodes import NodeView, Numbering
-from toolchain.graph.operators import OPERATORS
+from toolchain.graph.operators import operator_of
 from toolchain.graph.operators.control import decided_by
 from toolchain.graph.operators.linear import is_linear
 from toolchain.graph.operators.recurrence import shared_weights
@@ -97,9 +99,11 @@ def describe(
     nodes = tuple(NodeView(node, numbering, opset) for node in in_order(graph))
     relevant = neighbourhood(graph)
     alone = {id(node): reason for inner, reason in left_alone.items() for node in inner.all_nodes()}
+    # Dequantized constants come last: whether their cells matter is known once their readers are described.
+    ordered = sorted(nodes, key=lambda node: quantized(node.node.outputs[0]) is not None)
     described = {
         id(node.node): _transfer(node, numbering, alone.get(id(node.node)))
-        for node in nodes
+        for node in ordered
         if id(node.node) in relevant
     }
     outside = {id(node.node): _outside(node.node, numbering) for node in nodes if id(node.node) not in relevant}
@@ -111,7 +115,6 @@ def describe(
     fed_back = {output for _, output in carried}
     free = {name for pair in carried for name in pair} if compact_state else set()
     couples = [s for transfer in transfers for s in transfer.statements if isinstance(s, Couple)]
-    couples += _joint_decisions(nodes, transfers)
     return Program(
         graph=graph,
         nodes=nodes,
@@ -136,18 +139,24 @@ def nonzero_cells(program: Program) -> BoolArray:
     nonzero = np.ones(program.numbering.size, dtype=np.bool_)
     for node in program.nodes:
         for index in node.inputs():
-            space, array = program.numbering.spaces.get((id(node.node), index)), node.constant(index)
+            space = program.numbering.spaces.get((id(node.node), index))
+            array = None if space is None else node.constant(index)
             if space is not None and array is not None:
                 nonzero[space.cells] = array.reshape(space.shape) != 0
     for transfer in program.transfers:
-        reads = [statement for statement in reversed(transfer.statements) if isinstance(statement, Read)]
-        for statement in reads:
-            if statement.keeps_zero:
+        forwards = [statement for statement in reversed(transfer.statements) if isinstance(statement, Read | Drive)]
+        for statement in forwards:
+            if isinstance(statement, Drive):
+                nonzero[statement.driven] = False
+            elif statement.keeps_zero:
                 nonzero[statement.reader] = False
-        for statement in reads:
-            nonzero[statement.reader[nonzero[statement.read] | (not statement.keeps_zero)]] = True
-        for statement in reads:
-            if statement.absorbs_zero:
+        for statement in forwards:
+            if isinstance(statement, Drive):
+                statement.push(nonzero)
+            else:
+                nonzero[statement.reader[nonzero[statement.read] | (not statement.keeps_zero)]] = True
+        for statement in forwards:
+            if isinstance(statement, Read) and statement.absorbs_zero:
                 nonzero[statement.reader[~nonzero[statement.read]]] = False
     return nonzero
 
@@ -215,7 +224,7 @@ def _transfer(node: NodeView, numbering: Numbering, left_alone: str | None) -> T
     _check_recurrent(node)
     if left_alone is not None:
         return _blocked(node, numbering, left_alone)
-    operator = OPERATORS.get(node.node.op_type) if node.node.domain in ("", "ai.onnx") else None
+    operator = operator_of(node.node)
     if operator is None:
         return _blocked(node, numbering, "no transfer function is known for this operator")
     try:
@@ -228,7 +237,7 @@ def _with_other_inputs(node: NodeView, transfer: Transfer, numbering: Numbering)
     """Add that what the transfer does not speak of (indices, lengths, bounds, conditions) is read whole."""
     values = [node.value(index) for index in node.inputs() if index not in node.described]
     values = list(dict.fromkeys((*values, *decided_by(node.node))))
-    others = [numbering.of_value(value).cells.ravel() for value in values if value.const_value is None]
+    others = [numbering.of_value(value).cells.ravel() for value in values if constant_of(value) is None]
     if not others:
         return transfer
     whole = node.neurons("whole", 1).cells
@@ -283,20 +292,23 @@ def _constant_shape(node: NodeView, name: str) -> tuple[int, ...] | None:
     return None if array is None else array.shape
 
 
-def _joint_decisions(nodes: Sequence[NodeView], transfers: Sequence[Transfer]) -> list[Couple]:
-    """Couple recurrent nodes that share a weight: cut alike, they go on sharing it."""
+def joint_decisions(program: Program, demand: BoolArray) -> tuple[Couple, ...]:
+    """Couple recurrent nodes that share a weight: cut alike, they go on sharing it.
+
+    A node that no output depends on has no say: most often it vanishes from the graph.
+    """
     owner: dict[int, Transfer] = {}
     couples: list[Couple] = []
-    for node, transfer in zip(nodes, transfers, strict=True):
-        if "units" not in transfer.neurons:
+    for node, transfer in zip(program.nodes, program.transfers, strict=True):
+        if "units" not in transfer.neurons or not demand[transfer.neurons["units"].cells].any():
             continue
         for name in ("W", "R"):
-            first = owner.setdefault(id(node.value(slot(name))), transfer)
+            first = owner.setdefault(id(constant_of(node.value(slot(name)))), transfer)
             same = first is not transfer and all(
                 first.neurons[kind].shape == transfer.neurons[kind].shape for kind in ("units", "inputs")
             )
             couples += shared_weights(first, transfer) if same else []
-    return couples
+    return tuple(couples)
 
 
 def _state_couple(pair: StatePair, inputs: dict[str | None, Space], outputs: dict[str | None, Space]) -> Couple:

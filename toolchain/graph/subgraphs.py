@@ -2,7 +2,7 @@
 
 names      no two values share a name, whichever graphs they lie in
 outputs    every output of a body is computed by a node of that body, and no two outputs are one value
-constants  lie in the main graph, and are captured by whoever reads them
+constants  lie in the main graph, and are captured by whoever reads them; only what one body dequantizes lies in it
 
 so that a constant has one place, and what a body returns can be cut like what any node returns.
 """
@@ -13,6 +13,8 @@ from collections.abc import Iterator
 
 import onnx_ir as ir
 from onnx_ir.passes import common
+
+from toolchain.graph.dequantized import is_dequantize
 
 NUM_LOOP_INPUTS = 2  # a Loop's count and condition, given or not, stand before its states
 
@@ -78,6 +80,10 @@ def fresh_name(stem: str, taken: set[str | None]) -> str:
 def remove_unused(model: ir.Model) -> None:
     """Remove nodes and constants that nobody reads."""
     common.RemoveUnusedNodesPass()(model)
+    for body in graphs_in(model.graph)[1:]:  # the pass looks at the main graph's constants only
+        for name, value in list(body.initializers.items()):
+            if not value.uses() and not value.is_graph_output() and not value.is_graph_input():
+                del body.initializers[name]
     for node in model.graph.all_nodes():
         if node.op_type == "Loop" and len(node.inputs) < NUM_LOOP_INPUTS:  # the pass drops what is absent at the end
             node.resize_inputs(NUM_LOOP_INPUTS)
@@ -97,6 +103,21 @@ def hoist_constants(model: ir.Model) -> None:
             if not value.is_graph_input():
                 del body.initializers[name]
                 model.graph.register_initializer(value)
+
+
+def lower_quantized(model: ir.Model) -> None:
+    """Move each constant that only the DequantizeLinear nodes of one body read into that body.
+
+    ONNX Runtime's fusions look for it nowhere else, and then do not take the model.
+    """
+    for name, value in list(model.graph.initializers.items()):
+        readers = [reader for reader, _ in value.uses()]
+        places = {reader.graph for reader in readers}
+        if len(places) == 1 and not value.is_graph_output() and all(map(is_dequantize, readers)):
+            (body,) = places
+            if isinstance(body, ir.Graph) and body is not model.graph:
+                del model.graph.initializers[name]
+                body.register_initializer(value)
 
 
 def _end_in_nodes(body: ir.Graph) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
 import onnx_ir as ir
@@ -14,10 +14,10 @@ from toolchain.graph.kept import Kept
 from toolchain.graph.layout import Layout, decide_layout
 from toolchain.graph.nodes import NodeView
 from toolchain.graph.normalise import Normalised
-from toolchain.graph.operators import OPERATORS
-from toolchain.graph.program import NOTHING, Program, StatePair, demanded, describe
-from toolchain.graph.subgraphs import bodies_of, graphs_in, owners, remove_unused, values_of
-from toolchain.recurrent import GATES
+from toolchain.graph.operators import operator_of
+from toolchain.graph.program import NOTHING, Program, StatePair, demanded, describe, joint_decisions
+from toolchain.graph.subgraphs import bodies_of, graphs_in, lower_quantized, owners, remove_unused, values_of
+from toolchain.recurrent import GATES, column_axis
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,15 +55,17 @@ class SurgeryPlan:
     @property
     def removes_something(self) -> bool:
         """Whether any recurrent node becomes smaller."""
-        return any(
-            (change.hidden_before, change.input_before) != (change.hidden_after, change.input_after)
-            for change in self.changes
-        )
+        return any(self._removed(kind) for kind in ("units", "inputs"))
 
     @property
     def units_removed(self) -> int:
         """Hidden units that go, over all nodes and directions."""
-        return sum((c.hidden_before - c.hidden_after) * c.num_directions for c in self.changes)
+        return self._removed("units")
+
+    def _removed(self, kind: str) -> int:
+        recurrent = (transfer for transfer in self.program.transfers if "units" in transfer.neurons)
+        spaces = (transfer.neurons[kind] for transfer in recurrent)
+        return sum(space.size - self.layout.kept.table(space).size for space in spaces)
 
 
 def plan_surgery(
@@ -87,10 +89,9 @@ def plan_surgery(
     """
     program = describe(graph, carried=carried, compact_state=compact_state, left_alone=left_alone)
     layout = layout_of(program)
-    transfers = {view.node: transfer for view, transfer in zip(program.nodes, program.transfers, strict=True)}
-    owner = owners(graph)
+    blockers = _blockers(program)
     changes = tuple(
-        _change(node, transfer, layout.kept, _blockers(program, node.node, transfers, owner))
+        _change(node, transfer, layout.kept, blockers)
         for node, transfer in zip(program.nodes, program.transfers, strict=True)
         if node.node.op_type in GATES
     )
@@ -99,11 +100,13 @@ def plan_surgery(
 
 def layout_of(program: Program) -> Layout:
     """Return what stays of a described graph."""
+    demand = demanded(program)
     return decide_layout(
-        demanded(program),
-        couples=program.couples,
+        demand,
+        couples=(*program.couples, *joint_decisions(program, demand)),
         ports=program.ports,
         fixed=program.fixed,
+        never_empty=[cells for transfer in program.transfers for cells in transfer.never_empty],
         neurons=program.neurons,
         spaces=program.numbering.spaces.values(),
     )
@@ -119,10 +122,11 @@ def apply_surgery(plan: SurgeryPlan, normalised: Normalised) -> ir.Model:
     edits = Edits(program.graph)
     bridged = plan.layout.bridged
     for node, transfer in zip(program.nodes, program.transfers, strict=True):
-        if transfer.blocked is not None or not touched(program, node, transfer, kept):
+        operator = operator_of(node.node)
+        if operator is None or transfer.blocked is not None or not touched(program, node, transfer, kept):
             continue
         _slice_operands(program, node, kept, edits)
-        OPERATORS[node.node.op_type].rewrite(node, transfer.neurons, kept, edits)
+        operator.rewrite(node, transfer.neurons, kept, edits)
         for port in bridged:
             if port in transfer.statements and not kept.whole(transfer.neurons["units"]):
                 units = transfer.neurons["units"]
@@ -133,6 +137,7 @@ def apply_surgery(plan: SurgeryPlan, normalised: Normalised) -> ir.Model:
         if space is None or kept.whole(space):
             value.shape = normalised.declared[str(value.name)]
     remove_unused(normalised.model)
+    lower_quantized(normalised.model)
     return normalised.model
 
 
@@ -164,12 +169,15 @@ def _resize_values(program: Program, kept: Kept) -> None:
                                 in zip(value.shape, lengths, space.dynamic, strict=True)])  # fmt: skip
 
 
-def _change(node: NodeView, transfer: Transfer, kept: Kept, blockers: tuple[Blocker, ...]) -> NodeChange:
+def _change(node: NodeView, transfer: Transfer, kept: Kept, behind: Mapping[int, tuple[Blocker, ...]]) -> NodeChange:
     name = node.node.name or str(node.node.outputs[0].name)
+    blockers = tuple(dict.fromkeys(blocker for value in node.node.outputs for blocker in behind[id(value)]))
+    if transfer.mixes is not None:
+        blockers = (Blocker(node=name, op_type=node.node.op_type, reason=transfer.mixes), *blockers)
     if transfer.blocked is not None:
         W = node.node.inputs[1]
-        shape = W.shape if W is not None else None
-        input_size = int(shape[2]) if shape is not None and isinstance(shape[2], int) else 0
+        columns = None if W is None or W.shape is None else W.shape[column_axis(node.node.op_type)]
+        input_size = columns if isinstance(columns, int) else 0
         hidden = int(node.attribute("hidden_size", 0))
         own = Blocker(node=name, op_type=node.node.op_type, reason=transfer.blocked)
         return NodeChange(name=name, op_type=node.node.op_type, num_directions=_num_directions(node),
@@ -185,31 +193,54 @@ def _num_directions(node: NodeView) -> int:
     return 2 if node.attribute("direction", "forward") == "bidirectional" else 1
 
 
-def _blockers(
+def _blockers(program: Program) -> dict[int, tuple[Blocker, ...]]:
+    """Return, by the value's id, whatever is not understood behind each value, or the interface; matrices end the walk.
+
+    What lies behind a value is the union of what lies behind those that follow, so one pass backwards finds all.
+    """
+    transfers = {view.node: transfer for view, transfer in zip(program.nodes, program.transfers, strict=True)}
+    owner = owners(program.graph)
+    fed_back = {int(cell) for pair in program.carried for cell in pair.b}
+    values = (value for graph in graphs_in(program.graph) for value in values_of(graph))
+    steps = {id(value): _step(program, value, transfers, owner, fed_back) for value in values}
+    bits: dict[Blocker, int] = {}
+    behind = {}
+    for key, (blockers, _) in steps.items():
+        behind[key] = sum(1 << bits.setdefault(blocker, len(bits)) for blocker in set(blockers))
+    settled = False
+    while not settled:
+        settled = True
+        for key, (_, followers) in reversed(steps.items()):
+            joined = behind[key]
+            for value in followers:
+                joined |= behind[id(value)]
+            settled &= joined == behind[key]
+            behind[key] = joined
+    return {key: tuple(blocker for blocker, bit in bits.items() if bitset >> bit & 1) for key, bitset in behind.items()}
+
+
+def _step(
     program: Program,
-    recurrent: ir.Node,
+    value: ir.Value,
     transfers: Mapping[ir.Node, Transfer],
     owner: Mapping[ir.Graph | None, ir.Node],
-) -> tuple[Blocker, ...]:
-    """Follow a node's outputs to whatever is not understood, or to the interface; matrices end the walk."""
-    fed_back = {int(cell) for pair in program.carried for cell in pair.b}
-    found: dict[str, Blocker] = {}
-    pending, seen = list(recurrent.outputs), set()
-    while pending:
-        value = pending.pop()
-        if id(value) in seen:
-            continue
-        seen.add(id(value))
-        returned = value.is_graph_output()
-        if returned and value.graph is program.graph and program.numbering.of_value(value).first not in fed_back:
-            found[str(value.name)] = Blocker(node=str(value.name), op_type="graph output",
-                                             reason="the model's interface returns these units")  # fmt: skip
-        readers = [reader for reader, _ in value.uses()]
-        for reader in [*readers, owner[value.graph]] if returned and value.graph in owner else readers:
-            transfer = transfers[reader]
-            if transfer.blocked is not None:
-                name = reader.name or str(reader.outputs[0].name)
-                found[name] = Blocker(node=name, op_type=reader.op_type, reason=transfer.blocked)
-            elif transfer.statements and not {"rows", "units"} & set(transfer.neurons):
-                pending += [*reader.outputs, *(given for body in bodies_of(reader) for given in body.inputs)]
-    return tuple(found.values())
+    fed_back: Collection[int],
+) -> tuple[list[Blocker], list[ir.Value]]:
+    """Return what blocks a value itself, and the values that its units go on to."""
+    found: list[Blocker] = []
+    followers: list[ir.Value] = []
+    returned = value.is_graph_output()
+    if returned and value.graph is program.graph and program.numbering.of_value(value).first not in fed_back:
+        found.append(Blocker(node=str(value.name), op_type="graph output",
+                             reason="the model's interface returns these units"))  # fmt: skip
+    readers = [reader for reader, _ in value.uses()]
+    for reader in [*readers, owner[value.graph]] if returned and value.graph in owner else readers:
+        transfer = transfers[reader]
+        reason = transfer.mixes if transfer.blocked is None else transfer.blocked
+        if reason is not None:
+            name = reader.name or str(reader.outputs[0].name)
+            found.append(Blocker(node=name, op_type=reader.op_type, reason=reason))
+        if transfer.blocked is None and transfer.statements and not {"rows", "units"} & set(transfer.neurons):
+            outputs = reader.outputs if transfer.mixes is None else reader.outputs[:1]  # the rest is its range
+            followers += [*outputs, *(given for body in bodies_of(reader) for given in body.inputs)]
+    return found, followers

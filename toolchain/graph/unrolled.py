@@ -16,9 +16,8 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from toolchain.graph.costs import QUANTIZED_LSTM
 from toolchain.graph.subgraphs import bodies_of, in_order
-from toolchain.recurrent import GATES
+from toolchain.recurrent import GATES, QUANTIZED_LSTM
 
 REMEDY = ("Export nn.LSTM, nn.GRU or nn.RNN as one node, not as cells or a loop; of PyTorch's exporters, dynamo=False "
           "writes one node for each")  # fmt: skip
@@ -65,7 +64,7 @@ def find_unrolled(graph: ir.Graph) -> tuple[Unrolled, ...]:
 
 def is_recurrent(node: ir.Node) -> bool:
     """Tell whether a node is an LSTM, GRU or RNN, quantized or not."""
-    return (node.op_type in GATES and node.domain in ("", "ai.onnx")) or node.op_type == QUANTIZED_LSTM
+    return node.op_type == QUANTIZED_LSTM or (node.op_type in GATES and node.domain in ("", "ai.onnx"))
 
 
 def name_of(node: ir.Node) -> str:

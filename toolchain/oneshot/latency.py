@@ -1,4 +1,4 @@
-"""How long a model takes once so many neurons are given up: cut on a copy, then timed in ONNX Runtime on this CPU.
+"""How long a model takes once so many neurons are given up: cut on a copy, then timed, by default on this CPU.
 
 A latency target walks the same path as every other target and stops at the first model that is fast enough. What is
 timed is the real graph, so no table of kernels has to be believed; a search over the path needs about eight of them.
@@ -28,14 +28,12 @@ from toolchain.verification import feed_array
 WARM_UP_S, TIMED_S, LEAST_CALLS = 0.05, 0.25, 5
 
 
-def timed(
-    normalised: Normalised, interface: ModelInterface, analysis: Analysis, *, steps: int
-) -> Callable[[Counts], float]:
-    """Return a function that measures the seconds of one call of one sequence, one thread, at given counts."""
+def timed(normalised: Normalised, analysis: Analysis, call_s: Callable[[Path], float]) -> Callable[[Counts], float]:
+    """Return a function that says how long one call takes at given counts; `call_s` times a model file."""
 
     def seconds(counts: Counts) -> float:
         trial = replace(normalised, model=normalised.model.clone())
-        surveyed = survey(trial.model, analysis.carried)
+        surveyed = survey(trial.model, analysis.carried, columns=analysis.columns)
         for number, (group, count) in enumerate(zip(surveyed.groups, counts, strict=True)):
             removed = group.candidates[analysis.groups[number].elimination.order[:count]]
             give_up(trial.model.graph, surveyed.readers(group), surveyed.labels, removed, {}, compensate=False)
@@ -43,7 +41,7 @@ def timed(
         with tempfile.TemporaryDirectory(prefix="toolchain-") as folder:
             path = Path(folder) / "model.onnx"
             save_model(apply_surgery(plan, trial), path)
-            return median_call_s(path, interface, steps=steps)
+            return call_s(path)
 
     return seconds
 

@@ -15,6 +15,7 @@ from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
+import onnx_ir as ir
 
 from toolchain.graph.cells import CellArray, Transfer
 from toolchain.graph.edits import Edits
@@ -122,8 +123,8 @@ def find_matrices(program: Program) -> tuple[Matrix, ...]:
 
 def _recurrent(node: NodeView, transfer: Transfer) -> Iterator[Matrix]:
     stored = [node.node.inputs[slot(name)] for name in ("W", "R")]
-    if node.node.op_type not in GATES or any(value is None or value.const_value is None for value in stored):
-        return  # a weight that is computed, from integers say, is not replaced
+    if not all(value is not None and _is_float(value) for value in stored):
+        return  # a weight that is computed, or stored as integers, is not replaced
     units, inputs = transfer.neurons["units"], transfer.neurons["inputs"]
     yield Matrix(node=node, part="W", direction=0, rows=inputs.cells)
     reset = node.node.op_type == "GRU" and not int(node.attribute("linear_before_reset", 0))
@@ -131,3 +132,7 @@ def _recurrent(node: NodeView, transfer: Transfer) -> Iterator[Matrix]:
     for d in range(units.shape[0]):
         for part in parts:
             yield Matrix(node=node, part=part, direction=d, rows=units.cells[d])
+
+
+def _is_float(value: ir.Value) -> bool:
+    return value.const_value is not None and value.const_value.dtype.is_floating_point()

@@ -61,6 +61,14 @@ class OutputError:
         errors = [_relative(kind, *self._sums[name]) for name, kind in self._kinds.items() if self._sums[name][0]]
         return max(errors, default=0.0)
 
+    def spreads(self) -> dict[str, float]:
+        """Return what differences are divided by: variance or entropy of each output that holds numbers."""
+        return {
+            name: _spread(self._kinds[name], count, total, squares)
+            for name, (count, _, total, squares) in self._sums.items()
+            if count
+        }
+
 
 def compare(expected: Sequence[Arrays], session: Any, calibration: Calibration, kinds: Mapping[str, Kind]) -> float:
     """Run a model on samples and return its error against what was expected of each call."""
@@ -95,8 +103,12 @@ def _log_softmax(scores: npt.NDArray[Any]) -> npt.NDArray[Any]:
 
 
 def _relative(kind: Kind, count: int, difference: float, total: Any, squares: float) -> float:
+    return difference / count / _spread(kind, count, total, squares)
+
+
+def _spread(kind: Kind, count: int, total: Any, squares: float) -> float:
     if kind == "squares":
-        return difference / count / max(squares / count - (float(total) / count) ** 2, TINY)
+        return max(squares / count - (float(total) / count) ** 2, TINY)
     average = np.asarray(total) / count
     entropy = -float((average * np.log(np.maximum(average, TINY))).sum())
-    return difference / count / max(entropy, TINY)
+    return max(entropy, TINY)

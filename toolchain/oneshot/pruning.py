@@ -10,20 +10,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
 
+import numpy as np
 import onnx_ir as ir
 
 from toolchain.errors import SelectionError
 from toolchain.graph.normalise import Normalised
 from toolchain.interface import ModelInterface
-from toolchain.oneshot.allocation import Counts
+from toolchain.oneshot.allocation import Counts, predicted_error
 from toolchain.oneshot.calibration import RANDOM, random_calibration, read_calibration
-from toolchain.oneshot.latency import first_within, timed
+from toolchain.oneshot.latency import first_within, median_call_s, timed
 from toolchain.oneshot.selection import Analysis, Method, Target, analyse, choose, commit, error_of, path_of
+from toolchain.runtime import open_session
 
 Progress = Callable[[str], None]
 StatePair = tuple[str, str]
 ERROR_ROUNDS = 5  # each halves what prediction and measurement disagree by, or better; they differ by 10% at first
+FRONT = (0.1, 0.25, 0.5, 0.75, 0.9)
 NEAR = 0.85  # of the error allowed: closer than this another round is not worth its time
 
 
@@ -39,6 +44,8 @@ class Pruning:
         seed: of `random` and of random inputs.
         threads: of ONNX Runtime.
         steps: of the call that a latency target is about.
+        call_s: times one call of a model file on the device that a latency target is about; None times it here.
+        distill: gradient steps after the cut; 0 takes none.
     """
 
     target: Target
@@ -48,6 +55,8 @@ class Pruning:
     seed: int = 0
     threads: int | None = None
     steps: int = 35
+    call_s: Callable[[Path], float] | None = None
+    distill: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,6 +75,15 @@ class GroupReport:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class FrontPoint:
+    """A model on the way from whole to smallest: units gone and multiply-adds left, as shares; error as predicted."""
+
+    units_removed: float
+    multiply_adds: float
+    error: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PruningReport:
     """What was given up.
 
@@ -74,6 +92,7 @@ class PruningReport:
     """
 
     groups: tuple[GroupReport, ...]
+    front: tuple[FrontPoint, ...]
     criterion: str
     compensated: bool
     calibration: str
@@ -107,7 +126,17 @@ def analyse_for(
         seed=pruning.seed,
         threads=pruning.threads,
     )
-    return analyse(model, interface, samples, method, progress, tables=pruning.target.kind != "ratio")
+    return analyse(model, interface, samples, method, progress, columns=pruning.target.kind != "ratio")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DistillationReport:
+    """Gradient steps after the cut: the held-out error before and after; the better of both models is `kept`."""
+
+    steps: int
+    error_before: float
+    error_after: float
+    kept: bool
 
 
 def prune(
@@ -151,6 +180,7 @@ def prune(
             )
             for group, count in zip(analysis.groups, counts, strict=True)
         ),
+        front=_front(analysis, pruning.target.kind),
         criterion=analysis.method.criterion,
         compensated=analysis.method.compensate,
         calibration=analysis.fit.source,
@@ -158,6 +188,47 @@ def prune(
         error=error_of(model, analysis.held_out, analysis.method.threads),
         seconds=seconds,
     )
+
+
+def distil_cut(
+    model: ir.Model,
+    interface: ModelInterface,
+    analysis: Analysis,
+    pruning: Pruning,
+    progress: Progress = lambda stage: None,
+) -> tuple[ir.Model, DistillationReport]:
+    """Bring the cut model's outputs closer to the original's on the samples; return the better of both.
+
+    Raises:
+        MissingExtraError: PyTorch is not installed.
+        DistillationError: an operator cannot be differentiated.
+    """
+    from toolchain.oneshot.distillation import distil
+
+    def on_step(number: int, loss: float) -> None:
+        progress(f"distilling: step {number} of {pruning.distill}, error {loss:.3g}")
+
+    original = open_session(interface.path, threads=pruning.threads)
+    result = distil(model, original, interface=interface, fit=analysis.fit, held_out=analysis.held_out,
+                    steps=pruning.distill, seed=pruning.seed, threads=pruning.threads, progress=progress,
+                    on_step=on_step)  # fmt: skip
+    report = DistillationReport(steps=result.steps, error_before=result.error_before, error_after=result.error_after,
+                                kept=result.kept)  # fmt: skip
+    return result.model, report
+
+
+def _front(analysis: Analysis, kind: str) -> tuple[FrontPoint, ...]:
+    """Return the models nearest to `FRONT` shares of the units removed."""
+    path, sizes = list(path_of(analysis, kind)), analysis.sizes
+    removed = np.array([1 - sizes.share_kept(counts) for counts in path])
+    nearest = dict.fromkeys(int(np.argmin(np.abs(removed - share))) for share in FRONT)
+    curves = [group.curve for group in analysis.groups]
+    whole = sizes.multiply_adds(path[0])
+    return tuple(
+        FrontPoint(units_removed=float(removed[index]), multiply_adds=sizes.multiply_adds(path[index]) / whole,
+                   error=predicted_error(curves, path[index]))
+        for index in nearest
+    )  # fmt: skip
 
 
 def _measured(model: ir.Model, analysis: Analysis, counts: Counts, progress: Progress) -> float:
@@ -182,12 +253,13 @@ def _within_latency(
     normalised: Normalised, interface: ModelInterface, analysis: Analysis, pruning: Pruning, progress: Progress
 ) -> tuple[Counts, float]:
     progress("timing smaller models")
-    seconds = timed(normalised, interface, analysis, steps=pruning.steps)
+    here = partial(median_call_s, interface=interface, steps=pruning.steps)
+    seconds = timed(normalised, analysis, pruning.call_s or here)
     counts, found = first_within(list(path_of(analysis, "latency")), seconds, pruning.target.value)
     if found > pruning.target.value:
         raise SelectionError(
             f"target latency {1e3 * pruning.target.value:g} ms: cannot be met; with one unit left in each layer a call "
-            f"of {pruning.steps} steps takes {1e3 * found:.3g} ms here. Ask for that, or for fewer --steps."
+            f"of {pruning.steps} steps takes {1e3 * found:.3g} ms there. Ask for that, or for fewer --steps."
         )
     return counts, found
 

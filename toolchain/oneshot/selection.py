@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import onnx_ir as ir
 
 from toolchain.errors import SelectionError
@@ -35,17 +34,19 @@ from toolchain.oneshot.survey import Survey, survey
 from toolchain.runtime import open_session
 
 Progress = Callable[[str], None]
+TargetKind = Literal["ratio", "parameters", "multiply_adds", "latency", "error"]
 StatePair = tuple[str, str]
 POINTS = (0.25, 0.5, 0.75, 0.95)  # of a group's candidates: where the output error is measured
 ROUNDING = 1e-9  # of a share computed from whole units
-PROBE_CALLS = 20  # enough to rank groups; the reported error uses every held-out call
+# Of the calls, and at most: enough to rank groups; the error that is reported uses every call held out.
+PROBE_SHARE, PROBE_CALLS = 0.25, 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
     """How much: a share for ratio, seconds, an error, or parameters and multiply-adds (below 1: a share of them)."""
 
-    kind: Literal["ratio", "parameters", "multiply_adds", "latency", "error"]
+    kind: TargetKind
     value: float
 
 
@@ -92,6 +93,7 @@ class Analysis:
     held_out: Probe
     groups: tuple[GroupAnalysis, ...]
     sizes: SizeModel
+    columns: bool
 
 
 def analyse(
@@ -101,47 +103,52 @@ def analyse(
     method: Method,
     progress: Progress = lambda stage: None,
     *,
-    tables: bool = True,
+    columns: bool = True,
 ) -> Analysis:
     """Analyse a normalised model.
 
-    With `tables`, embedding tables are rotated (see `rotation`), which changes the model by rounding only; nothing else
-    is changed.
+    With `columns`, those of tables and matrices may go too, and embedding tables are rotated first (see `rotation`),
+    which changes the model by rounding only; nothing else is changed.
 
     Raises:
         SelectionError: no neuron can be given up.
         CalibrationError: the model fails on a sample.
     """
     fit, held_out = split(calibration)
-    surveyed = survey(model, calibration.carried)
-    if not surveyed.groups:
+    surveyed = survey(model, calibration.carried, columns=columns)
+    if not any(group.recurrent for group in surveyed.groups):
         raise SelectionError(
             "the model: no hidden unit can be given up; expected one that only matrices read. See what holds them with "
             "`toolchain shrink MODEL --dry-run --explain`."
         )
-    if tables:
+    if columns:
         rotate_tables(surveyed, fit, threads=method.threads)
     progress("watching the neurons on the samples")
     readers = {id(m): m for group in surveyed.groups for m in surveyed.readers(group)}
     moments = watch(model, tuple(readers.values()), fit, threads=method.threads)
     kinds = output_kinds(model.graph, interface, calibration.carried)
     probe, unseen = (Probe(calibration=calls, expected=tuple(outputs_of(model, calls, kinds, method.threads)),
-                           kinds=kinds) for calls in (limited(fit, PROBE_CALLS), held_out))  # fmt: skip
+                           kinds=kinds) for calls in (limited(fit, _probe_calls(fit)), held_out))  # fmt: skip
     groups = []
     for number, group in enumerate(surveyed.groups):
         progress(f"measuring what {', '.join(group.nodes)} can give up")
         elimination = order_of(group, surveyed.readers(group), surveyed.labels, moments, criterion=method.criterion,
                                seed=method.seed)  # fmt: skip
-        measured = _measured(surveyed, number, elimination, moments, probe, method)
+        measured = _measured(surveyed, number, elimination, moments, probe, method, columns)
         groups.append(
-            GroupAnalysis(nodes=group.nodes, recurrent=group.recurrent, size=group.size, held=group.size - group.candidates.size // group.directions, sides=group.directions,
+            GroupAnalysis(nodes=group.nodes, recurrent=group.recurrent, size=group.size, sides=group.directions,
+                          held=group.size - group.candidates.size // group.directions,
                           elimination=elimination, measured=measured,
                           curve=scaled_curve(elimination.losses, measured))
         )  # fmt: skip
     sizes = size_model(surveyed.program, surveyed.matrices, surveyed.labels, surveyed.groups,
                        multiply_adds=multiply_adds(model.graph), parameters=parameters(model.graph))  # fmt: skip
     return Analysis(method=method, carried=calibration.carried, fit=fit, held_out=unseen, groups=tuple(groups),
-                    sizes=sizes)  # fmt: skip
+                    sizes=sizes, columns=columns)  # fmt: skip
+
+
+def _probe_calls(fit: Calibration) -> int:
+    return min(PROBE_CALLS, max(3, round(PROBE_SHARE * fit.num_calls)))
 
 
 def _measured(
@@ -151,12 +158,13 @@ def _measured(
     moments: Mapping[Source, Moments],
     probe: Probe,
     method: Method,
+    columns: bool,
 ) -> tuple[tuple[int, float], ...]:
     """Return the output error at `POINTS`, everything else whole."""
     counts = sorted({round(point * elimination.order.size) for point in POINTS} - {0})
     found = []
     for count in counts:
-        trial = survey(surveyed.model.clone(), probe.calibration.carried)
+        trial = survey(surveyed.model.clone(), probe.calibration.carried, columns=columns)
         group = trial.groups[number]
         removed = group.candidates[elimination.order[:count]]
         give_up(trial.model.graph, trial.readers(group), trial.labels, removed, moments, compensate=method.compensate)
@@ -197,10 +205,7 @@ def choose(analysis: Analysis, target: Target) -> Counts:
 
 def path_of(analysis: Analysis, kind: str) -> Iterator[Counts]:
     """Yield the counts from the whole model to the smallest, each step the cheapest error for what `kind` counts."""
-    only_units = kind == "ratio"
-    curves = [
-        group.curve if group.recurrent or not only_units else Curve(errors=np.zeros(1)) for group in analysis.groups
-    ]
+    curves = [group.curve for group in analysis.groups]
     return descend(curves, [group.sides for group in analysis.groups], analysis.sizes.cost(kind))
 
 
@@ -214,7 +219,7 @@ def _limit(target: Target, now: float) -> float:
 def commit(model: ir.Model, analysis: Analysis, counts: Counts, progress: Progress = lambda stage: None) -> None:
     """Give neurons up in the model itself, from the input on, watching again what lower layers have changed."""
     method = analysis.method
-    surveyed = survey(model, analysis.carried)
+    surveyed = survey(model, analysis.carried, columns=analysis.columns)
     for number, (group, count) in enumerate(zip(surveyed.groups, counts, strict=True)):
         if not count:
             continue

@@ -31,8 +31,8 @@ class Survey:
         return tuple(matrix for matrix in self.matrices if members[self.labels[matrix.rows]].any())
 
 
-def survey(model: ir.Model, carried: Sequence[StatePair]) -> Survey:
-    """Survey a normalised model.
+def survey(model: ir.Model, carried: Sequence[StatePair], *, columns: bool) -> Survey:
+    """Survey a normalised model; without `columns` only hidden units may go, not the columns of tables and matrices.
 
     Every recurrent node's `Y` gets a name, since what `R` reads is watched there; one that nobody reads is free.
     """
@@ -41,5 +41,6 @@ def survey(model: ir.Model, carried: Sequence[StatePair]) -> Survey:
             node.outputs[0].name = f"{node.name or number}_Y"
     program = describe(model.graph, carried=carried, compact_state=False)
     matrices, labels = find_matrices(program), classes(program)
+    groups = find_groups(program, matrices, labels)
     return Survey(model=model, program=program, matrices=matrices, labels=labels,
-                  groups=find_groups(program, matrices, labels))  # fmt: skip
+                  groups=tuple(group for group in groups if columns or group.recurrent))  # fmt: skip

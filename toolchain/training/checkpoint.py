@@ -7,7 +7,6 @@ then renamed, so an interrupted write leaves the previous checkpoint as it was.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from toolchain.errors import MissingExtraError, OutputError, TrainingError
+from toolchain.errors import MissingExtraError, TrainingError
+from toolchain.files import written_whole
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,19 +38,10 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
         from safetensors.torch import save_file
     except ImportError as error:
         raise MissingExtraError("safetensors", extra="train") from error
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.part")
     # Copies, because safetensors refuses tensors that share memory, as tied weights do.
     tensors = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in checkpoint.tensors.items()}
-    try:
+    with written_whole(path, remedy="Make room, then go on with `--resume`.") as unfinished:
         save_file(tensors, unfinished, metadata={"facts": json.dumps(checkpoint.facts)})
-        unfinished.replace(path)
-    except OSError as error:
-        raise OutputError(
-            f"{path}: cannot be written ({error.strerror or error}); expected a writable folder with free "
-            "space. Make room, then go on with `--resume`."
-        ) from error
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 def load_checkpoint(path: Path) -> Checkpoint:

@@ -13,11 +13,11 @@ from __future__ import annotations
 
 import csv
 import io
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from toolchain.errors import OutputError, TrainingError
+from toolchain.files import write_text
 
 RECIPE = "recipe.toml"
 VOCABULARY = "vocabulary.txt"
@@ -58,25 +58,6 @@ def new_run_folder(parent: Path, name: str | None, *, default: str) -> Path:
         f"{parent / candidates[0]}: exists already; expected a new name. "
         f"Go on with `--resume {parent / candidates[0]}`, or choose another `--name`."
     )
-
-
-def write_text(path: Path, content: str) -> None:
-    """Write a text file: to a temporary name, then renamed.
-
-    Raises:
-        OutputError: it cannot be written.
-    """
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        unfinished.write_text(content, "utf-8")
-        unfinished.replace(path)
-    except OSError as error:
-        raise OutputError(
-            f"{path}: cannot be written ({error.strerror}); expected a writable folder with free space. "
-            "Make room or change the folder."
-        ) from error
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 def write_rows(path: Path, rows: Sequence[Row]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -67,7 +68,14 @@ class TrainingRun:
     gates: list[Row]
 
 
-def begin_run(recipe: Recipe, corpus: Any, *, folder: Path, processes: Processes) -> TrainingRun:
+def begin_run(
+    recipe: Recipe,
+    corpus: Any,
+    *,
+    folder: Path,
+    processes: Processes,
+    weights: Mapping[str, Tensor] | None = None,
+) -> TrainingRun:
     """Build the network and everything around it, from the recipe's seed.
 
     Args:
@@ -75,6 +83,7 @@ def begin_run(recipe: Recipe, corpus: Any, *, folder: Path, processes: Processes
         corpus: a `toolchain.models.text.Corpus`.
         folder: `runs/NAME`, which exists.
         processes: from `join_processes`.
+        weights: state of the recipe's network to start from; None starts from random weights.
 
     Raises:
         DatasetError: the text cannot fill the columns of a batch.
@@ -90,6 +99,8 @@ def begin_run(recipe: Recipe, corpus: Any, *, folder: Path, processes: Processes
     valid = torch.from_numpy(text.batch_columns(corpus.valid, min(batch_size, len(corpus.valid) // 2)).astype(np.int64))
     gates = recipe.gates if recipe.run.method == "neuron-selection" else None
     model = build_network(recipe.model, len(corpus.vocabulary))
+    if weights is not None:
+        model.load_state_dict(weights)
     model.to(processes.device)
     phase = None
     if gates is not None:

@@ -17,21 +17,22 @@ from toolchain.graph.nodes import NodeView
 
 UNARY = (
     "Abs", "Acos", "Acosh", "Asin", "Asinh", "Atan", "Atanh", "BitwiseNot", "Cast", "Ceil", "Celu", "Cos", "Cosh",
-    "Elu", "Erf", "Exp", "Floor", "Gelu", "HardSigmoid", "HardSwish", "Identity", "IsInf", "IsNaN", "LeakyRelu", "Log",
-    "Mish", "Neg", "Not", "Reciprocal", "Relu", "Round", "Selu", "Shrink", "Sigmoid", "Sign", "Sin", "Sinh",
-    "Softplus", "Softsign", "Sqrt", "Swish", "Tan", "Tanh", "ThresholdedRelu",
+    "Elu", "Erf", "Exp", "Floor", "Gelu", "HardSigmoid", "HardSwish", "Identity", "IsInf", "IsNaN", "LeakyRelu",
+    "Log", "Mish", "Neg", "Not", "QuickGelu", "Reciprocal", "Relu", "Round", "Selu", "Shrink", "Sigmoid", "Sign",
+    "Sin", "Sinh", "Softplus", "Softsign", "Sqrt", "Swish", "Tan", "Tanh", "ThresholdedRelu",
 )  # fmt: skip
 VARIADIC = (
-    "Add", "And", "BitShift", "BitwiseAnd", "BitwiseOr", "BitwiseXor", "Div", "Equal", "Greater", "GreaterOrEqual",
-    "Less", "LessOrEqual", "Max", "Mean", "Min", "Mod", "Mul", "Or", "PRelu", "Pow", "Sub", "Sum", "Where", "Xor",
+    "Add", "And", "BiasGelu", "BitShift", "BitwiseAnd", "BitwiseOr", "BitwiseXor", "Div", "Equal", "FastGelu",
+    "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Max", "Mean", "Min", "Mod", "Mul", "Or", "Pow", "PRelu",
+    "Sub", "Sum", "Where", "Xor",
 )  # fmt: skip
 # f(0, ..., 0) = 0.
 _KEEPS_ZERO = frozenset({
-    "Abs", "Add", "Asin", "Asinh", "Atan", "Atanh", "Cast", "Ceil", "Celu", "Dropout", "Elu", "Erf", "Floor", "Gelu",
-    "HardSwish", "Identity", "LeakyRelu", "Max", "Mean", "Min", "Mish", "Mul", "Neg", "Relu", "Round", "Selu", "Sign",
-    "Sin", "Sinh", "Softsign", "Sqrt", "Sub", "Sum", "Swish", "Tan", "Tanh",
+    "Abs", "Add", "Asin", "Asinh", "Atan", "Atanh", "Cast", "Ceil", "Celu", "Dropout", "Elu", "Erf", "Floor",
+    "Gelu", "HardSwish", "Identity", "LeakyRelu", "Max", "Mean", "Min", "Mish", "Mul", "Neg", "QuickGelu", "Relu",
+    "Round", "Selu", "Sign", "Sin", "Sinh", "Softsign", "Sqrt", "Sub", "Sum", "Swish", "Tan", "Tanh",
 })  # fmt: skip
-FIRST_INPUT_ONLY = ("Clip", "Dropout")  # their other inputs are scalars
+FIRST_INPUT_ONLY = ("CastLike", "Clip", "Dropout")  # their other inputs are scalars, or say a type
 
 
 def transfer(node: NodeView) -> Transfer:
@@ -44,12 +45,20 @@ def transfer(node: NodeView) -> Transfer:
         needed = _needed(node, index, out)
         read = _read(out, operand, needed)
         keeps_zero = node.node.op_type in _KEEPS_ZERO
-        statements.append(replace(read, keeps_zero=keeps_zero, absorbs_zero=node.node.op_type == "Mul"))
+        statements.append(replace(read, keeps_zero=keeps_zero, absorbs_zero=_absorbs_zero(node, index)))
         statements += _couple(out, operand)
     if node.has_output(1):  # the mask of Dropout
         statements.insert(0, Couple(a=node.output(1).cells.ravel(), b=out.cells.ravel()))
         statements.insert(0, Read(reader=node.output(1).cells.ravel(), read=out.cells.ravel()))
     return Transfer(statements=tuple(statements))
+
+
+def _absorbs_zero(node: NodeView, index: int) -> bool:
+    """Tell whether a zero at input `index` makes the output zero, whatever the other operand is there."""
+    if node.node.op_type == "Div":
+        divisor = node.constant(1)
+        return index == 0 and divisor is not None and bool(np.all(divisor))
+    return node.node.op_type == "Mul" or (node.node.op_type == "PRelu" and index == 0)
 
 
 def _needed(node: NodeView, index: int, out: Space) -> np.ndarray | None:

@@ -1,9 +1,10 @@
-"""Contractions with a constant matrix: MatMul, Gemm, Einsum, Conv, ConvTranspose, and the embedding table.
+"""Contractions with a constant matrix: MatMul, Gemm and their fused forms, and the embedding table.
 
     z[.., n] = sum_k x[.., k] W[k, n] + b[n]     row k is read by column n where W[k, n] is not zero
     z[.., e] = table[index[..], e]               column e of the table is needed where z is; no input is cut
 
-Cutting is slicing: `W' = W[rows][:, columns]`, `table' = table[:, columns]`.
+Cutting is slicing: `W' = W[rows][:, columns]`, `table' = table[:, columns]`. A constant of more axes is a stack of
+matrices, all of which are cut alike: row k is read by column n where any of them reads it.
 """
 
 from __future__ import annotations
@@ -22,78 +23,68 @@ from toolchain.graph.cells import (
     couple,
     pairs,
 )
+from toolchain.graph.dequantized import constant_of
 from toolchain.graph.edits import Edits
 from toolchain.graph.kept import Kept
 from toolchain.graph.nodes import MAX_CELLS, NodeView
+from toolchain.graph.operators import grouped
+
+_PRODUCTS = ("MatMul", "FusedMatMul")
+_PLACES = {**dict.fromkeys((*_PRODUCTS, "Einsum"), (0, 1)), "Gather": (0,),
+           **dict.fromkeys(("Gemm", "FusedGemm", "Conv", "ConvTranspose", "FusedConv"), (1,))}  # fmt: skip
 
 
 def is_linear(node: ir.Node) -> bool:
     """Tell whether a node multiplies by a constant matrix, or looks up a constant table."""
-    places = {"MatMul": (0, 1), "Einsum": (0, 1), "Gemm": (1,), "Conv": (1,), "ConvTranspose": (1,), "Gather": (0,)}
-    weights = [node.inputs[place] for place in places.get(node.op_type, ())]
-    return any(value is not None and value.const_value is not None and len(value.const_value.shape) > 1
-               for value in weights)  # fmt: skip
+    weights = [node.inputs[place] for place in _PLACES.get(node.op_type, ())]
+    roots = [constant_of(value) for value in weights]
+    return any(root is not None and root.const_value is not None and len(root.const_value.shape) > 1
+               for root in roots)  # fmt: skip
 
 
 def matmul(node: NodeView) -> Transfer:
-    """Describe a product with a constant matrix on the right or on the left, or of two computed values."""
-    if node.constant(1) is not None and node.weights(1).ndim == 2:
-        W = node.weights(1)
-        return _contraction(node, data=0, axis=-1, weights=W != 0)
-    if node.constant(0) is not None and node.weights(0).ndim == 2:
-        W = node.weights(0)
-        return _contraction(node, data=1, axis=-2, weights=W.T != 0)
-    return _product(node)
+    """Describe a product with a constant matrix or vector on the right or on the left, or of two computed values."""
+    constant = _constant_factor(node)
+    if constant is None:
+        return _product(node)
+    if grouped.is_grouped(node):
+        return grouped.matmul(node)
+    W = _matrix(node, constant)
+    reads = (W != 0).any(axis=tuple(range(W.ndim - 2)))
+    is_vector = node.weights(constant).ndim == 1
+    data = 1 - constant
+    summed = -1 if (data == 0) != _turned(node, data) or len(node.input(data).shape) == 1 else -2
+    out_axis = -1 if constant == 1 or len(node.input(data).shape) == 1 else -2
+    return contraction(node, data=data, axis=summed, weights=reads, out_axis=None if is_vector else out_axis)
+
+
+def _constant_factor(node: NodeView) -> int | None:
+    """Return which factor of a product is constant, None when neither is."""
+    return next((index for index in (1, 0) if node.is_constant(index)), None)
+
+
+def _turned(node: NodeView, index: int) -> bool:
+    """Tell whether a fused product turns the last two axes of a factor."""
+    if node.attribute("transBatchA", 0) or node.attribute("transBatchB", 0):
+        raise BlockedError("it turns the leading axes of a factor")
+    return bool(node.attribute(("transA", "transB")[index], 0))
+
+
+def _matrix(node: NodeView, index: int) -> np.ndarray:
+    """Return a constant factor as `[.., rows, columns]`: rows are summed over, columns are the output's."""
+    W = node.weights(index)
+    if W.ndim < 1:
+        raise BlockedError("it multiplies by a number")
+    if W.ndim == 1:
+        return W[:, None]
+    return W.swapaxes(-1, -2) if _turned(node, index) != (index == 0) else W
 
 
 def gemm(node: NodeView) -> Transfer:
     """Describe `alpha * A' @ B' + beta * C` with a constant B."""
     W = node.weights(1)
     W = W.T if node.attribute("transB", 0) else W
-    return _contraction(node, data=0, axis=0 if node.attribute("transA", 0) else 1, weights=W != 0, bias=2)
-
-
-def einsum(node: NodeView) -> Transfer:
-    """Describe an equation that contracts one axis of a computed value with a constant matrix: `btk,kn->btn`."""
-    x, matrix, summed, out = _contracted(node)
-    W = node.weights(matrix)
-    (new,) = set(_subscripts(node)[0][matrix]) - {summed}
-    weights = W if _subscripts(node)[0][matrix].startswith(summed) else W.T
-    return _contraction(node, data=1 - matrix, axis=x.index(summed), weights=weights != 0, out_axis=out.index(new))
-
-
-def _contracted(node: NodeView) -> tuple[str, int, str, str]:
-    """Return the value's subscripts, which operand is the matrix, the summed subscript, and the output's subscripts."""
-    operands, out = _subscripts(node)
-    constants = [index for index in range(len(operands)) if node.constant(index) is not None]
-    if len(operands) != 2 or len(constants) != 1:
-        raise BlockedError("it is not a product of one computed value and one constant")
-    (matrix,) = constants
-    x, W = operands[1 - matrix], operands[matrix]
-    summed, new = set(W) & set(x), set(W) - set(x)
-    plain = len(W) == 2 and len(summed) == len(new) == 1 and not summed & set(out) and "." not in x + W + out
-    if not plain or [s for s in x if s not in summed] != [s for s in out if s not in new] or len(set(x)) < len(x):
-        raise BlockedError("its equation is not a contraction of one axis with a matrix")
-    return x, matrix, summed.pop(), out
-
-
-def _subscripts(node: NodeView) -> tuple[list[str], str]:
-    operands, arrow, out = str(node.attribute("equation")).replace(" ", "").partition("->")
-    if not arrow:
-        raise BlockedError("its equation does not name its output")
-    return operands.split(","), out
-
-
-def conv(node: NodeView) -> Transfer:
-    """Describe a convolution between its channels; a kernel position other than zero counts as a read."""
-    W = node.weights(1)
-    if int(node.attribute("group", 1)) != 1:
-        raise BlockedError("its channels are split into groups")
-    spatial = tuple(range(2, W.ndim))
-    reads = (W != 0).any(axis=spatial) if spatial else W != 0
-    if node.node.op_type == "Conv":
-        reads = reads.T  # [out, in, ...] -> [in, out]
-    return _contraction(node, data=0, axis=1, weights=reads, bias=2, out_axis=1)
+    return contraction(node, data=0, axis=0 if node.attribute("transA", 0) else 1, weights=W != 0, out_axis=1, bias=2)
 
 
 def embedding(node: NodeView, axis: int) -> Transfer | None:
@@ -109,31 +100,33 @@ def embedding(node: NodeView, axis: int) -> Transfer | None:
     )
 
 
-def _contraction(
+def contraction(
     node: NodeView,
     *,
     data: int,
     axis: int,
     weights: np.ndarray,
+    out_axis: int | None,
     bias: int | None = None,
-    out_axis: int | None = None,
 ) -> Transfer:
-    """Describe `out[.., n] = sum_k data[.., k] weights[k, n]` along one axis of data and output."""
+    """Describe `out[.., n] = sum_k data[.., k] weights[k, n]` along one axis of data and of output.
+
+    Without an `out_axis` there is one column, and the output has no axis for it.
+    """
     x, out = node.input(data), node.output(0)
-    rank = len(x.shape)
-    if rank < 2 or len(out.shape) != rank:
-        raise BlockedError("it multiplies by a vector")
-    in_axis = axis % rank
-    to = in_axis if out_axis is None else out_axis
-    if node.node.op_type == "Gemm":
-        to = 1
-    if (x.shape[in_axis], out.shape[to]) != weights.shape or x.dynamic[in_axis] or out.dynamic[to]:
+    in_axis = axis % max(len(x.shape), 1)
+    to = None if out_axis is None or not out.shape else out_axis % len(out.shape)
+    columns_out = 1 if to is None else out.shape[to]
+    if not x.shape or (x.shape[in_axis], columns_out) != weights.shape or x.dynamic[in_axis]:
+        raise BlockedError("the shapes around it do not agree with its matrix")
+    if to is not None and out.dynamic[to]:
         raise BlockedError("the shapes around it do not agree with its matrix")
     rows, columns = node.neurons("rows", weights.shape[0]), node.neurons("columns", weights.shape[1])
-    out_column, x_row = _along(columns, to, rank), _along(rows, in_axis, rank)
+    x_row = along(rows, in_axis, len(x.shape))
+    out_column = columns.cells if to is None else along(columns, to, len(out.shape))
     statements: list[Statement] = [pairs(out.cells, out_column), couple(out.cells, out_column)]
     if bias is not None and node.has_input(bias):
-        statements += _bias(node, bias, columns)
+        statements += bias_of(node, bias, columns)
     statements += [
         Linear(reader=columns.cells, read=rows.cells, weights=weights.T),
         pairs(x_row, x.cells, keeps_zero=True),
@@ -142,32 +135,36 @@ def _contraction(
     return Transfer(statements=tuple(statements), neurons={"rows": rows, "columns": columns})
 
 
-def _along(vector: Space, axis: int, rank: int) -> CellArray:
+def along(vector: Space, axis: int, rank: int) -> CellArray:
     """Return a vector's cells shaped to broadcast along one axis of a tensor of `rank` axes."""
     return vector.cells.reshape([-1 if position == axis else 1 for position in range(rank)])
 
 
-def _bias(node: NodeView, index: int, columns: Space) -> list[Statement]:
+def bias_of(node: NodeView, index: int, columns: Space) -> list[Statement]:
+    """Describe one number per column, or one for all, that is added to the columns."""
     bias = node.input(index)
-    reader, read = np.broadcast_arrays(columns.cells, bias.cells)
+    if bias.size > 1 and (bias.shape[-1] != columns.size or bias.dynamic[-1]):
+        raise BlockedError("its bias is not one number per column")
+    reader, read = np.broadcast_arrays(columns.cells.ravel(), bias.cells)
     statements: list[Statement] = [Read(reader=reader.ravel(), read=read.ravel())]
-    if bias.size > 1:
-        if bias.shape[-1] != columns.size or bias.dynamic[-1]:
-            raise BlockedError("its bias is not one number per column")
-        statements.append(couple(columns.cells, bias.cells))
-    return statements
+    return [*statements, couple(columns.cells.ravel(), bias.cells)] if bias.size > 1 else statements
 
 
 def _product(node: NodeView) -> Transfer:
     """Describe a product of two computed values: the summed axis is needed whole, the outer axes pass through."""
     a, b, out = node.input(0), node.input(1), node.output(0)
-    if len(a.shape) < 2 or not len(a.shape) == len(b.shape) == len(out.shape) or a.shape[:-2] != b.shape[:-2]:
-        raise BlockedError("it multiplies two computed values of different ranks")
-    if (a.shape[-2], b.shape[-1]) != out.shape[-2:] or a.shape[-1] != b.shape[-2]:
+    rank = len(out.shape)
+    if min(len(a.shape), len(b.shape)) < 2:
+        raise BlockedError("it multiplies by a computed vector")
+    left, right = (_with_rank(space.cells.swapaxes(-1, -2) if _turned(node, index) else space.cells, rank)
+                   for index, space in enumerate((a, b)))  # fmt: skip
+    outer = zip(left.shape[:-2], right.shape[:-2], out.shape[:-2], strict=True)
+    fits = all(one in (1, to) and other in (1, to) for one, other, to in outer)
+    if not fits or (left.shape[-2], right.shape[-1]) != out.shape[-2:] or left.shape[-1] != right.shape[-2]:
         raise BlockedError("the shapes around it do not agree")
-    if out.size * a.shape[-1] > MAX_CELLS:
+    if out.size * left.shape[-1] > MAX_CELLS:
         raise BlockedError("it multiplies two computed values of more positions than are tracked")
-    left, right, product = a.cells, b.cells, out.cells  # [.., n, k], [.., k, m], [.., n, m]
+    product = out.cells  # left [.., n, k], right [.., k, m], product [.., n, m]
     return Transfer(
         statements=(
             pairs(product[..., :, None, :], left[..., :, :, None]),
@@ -180,23 +177,27 @@ def _product(node: NodeView) -> Transfer:
     )
 
 
+def _with_rank(cells: CellArray, rank: int) -> CellArray:
+    return cells.reshape((1,) * (rank - cells.ndim) + cells.shape)
+
+
 def rewrite(node: NodeView, neurons: dict[str, Space], kept: Kept, edits: Edits) -> None:
     """Slice the matrix of a contraction; a bias is sliced with every other constant operand."""
-    rows, columns = kept.table(neurons["rows"]), kept.table(neurons["columns"])
-    op_type = node.node.op_type
-    if op_type == "Einsum":
-        _, matrix, summed, _ = _contracted(node)
-        by_rows = _subscripts(node)[0][matrix].startswith(summed)
-        first, second = (rows, columns) if by_rows else (columns, rows)
-        edits.put(node.node, matrix, node.weights(matrix)[first][:, second])
+    if "rows" not in neurons:
+        return  # a product of two computed values
+    if len(neurons["rows"].shape) > 1:
+        grouped.rewrite(node, neurons, kept, edits)
         return
-    on_the_left = op_type == "MatMul" and node.constant(1) is None
-    index = 0 if on_the_left else 1
-    transposed = on_the_left or op_type == "Conv" or (op_type == "Gemm" and bool(node.attribute("transB", 0)))
-    first, second = (columns, rows) if transposed else (rows, columns)
-    edits.put(node.node, index, node.weights(index)[first][:, second])
+    rows, columns = kept.table(neurons["rows"]), kept.table(neurons["columns"])
+    index, turned = 1, bool(node.attribute("transB", 0))
+    if node.node.op_type in _PRODUCTS:
+        index = 1 if _constant_factor(node) == 1 else 0
+        turned = _turned(node, index) != (index == 0)
+    first, second = (columns, rows) if turned else (rows, columns)
+    edits.cut(node.node, index, lambda W: W[rows] if W.ndim == 1 else W[..., first, :][..., second])
 
 
 def rewrite_embedding(node: NodeView, neurons: dict[str, Space], kept: Kept, edits: Edits) -> None:
     """Keep the table's columns that are read."""
-    edits.put(node.node, 0, node.weights(0)[:, kept.table(neurons["columns"])])
+    columns = kept.table(neurons["columns"])
+    edits.cut(node.node, 0, lambda table: table[:, columns])

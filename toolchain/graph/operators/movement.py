@@ -1,8 +1,8 @@
-"""Operators that only move positions: what leaves at one place came in at another, so cells are moved as data would be.
+"""Operators that only rearrange axes: what leaves at one place came in at another, so cells are moved as data would be.
 
-    Transpose, Squeeze, Unsqueeze, Reshape, Flatten, Slice, Split, Concat, Pad, Gather, Expand, Tile, Shape
+    Transpose, Squeeze, Unsqueeze, Reshape, Flatten, Expand, Tile, DepthToSpace, SpaceToDepth, ReverseSequence, Shape
 
-Rewriting updates the constants that mention a width: shapes, bounds, sizes, indices.
+Rewriting updates the shapes that mention a width.
 """
 
 from __future__ import annotations
@@ -12,19 +12,14 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
-from toolchain.graph.cells import BlockedError, CellArray, Space, Statement, Transfer, couple, pairs
-from toolchain.graph.edits import Edits, set_integers
+from toolchain.graph.cells import BlockedError, Space, Transfer, couple, pairs
+from toolchain.graph.edits import LISTS_AS_INPUTS, Edits, set_integers
 from toolchain.graph.kept import Kept
 from toolchain.graph.nodes import NodeView
-from toolchain.graph.operators import linear
+from toolchain.graph.operators.indexing import moved
 from toolchain.graph.shapes import check_editable, edit_shape
 
 Neurons = dict[str, Space]
-
-
-def moved(out: CellArray, read: CellArray) -> tuple[Statement, ...]:
-    """Return the statements that each output cell is the input cell at its place (broadcast)."""
-    return pairs(out, read, keeps_zero=True), couple(out, read)
 
 
 def transpose(node: NodeView) -> Transfer:
@@ -47,11 +42,9 @@ def rewrite_squeeze(node: NodeView, neurons: Neurons, kept: Kept, edits: Edits) 
     if node.node.op_type == "Squeeze" and node.integers("axes", 1) is None:
         x = node.input(0)
         axes = [axis for axis, length in enumerate(x.shape) if length == 1 and not x.dynamic[axis]]
-        if node.opset < 13:
-            node.node.attributes["axes"] = ir.AttrInt64s("axes", axes)
-        else:
+        if node.opset >= LISTS_AS_INPUTS:
             node.node.resize_inputs(2)
-            edits.put(node.node, 1, np.asarray(axes, dtype=np.int64))
+        set_integers(edits, node.node, "axes", 1, axes)
 
 
 def reshape(node: NodeView) -> Transfer:
@@ -142,199 +135,28 @@ def tile(node: NodeView) -> Transfer:
     return Transfer(statements=moved(out.cells, cells))
 
 
-def slice_(node: NodeView) -> Transfer:
-    """Describe Slice with constant bounds on the axes of static length; run-time axes keep their one cell."""
+def depth_to_space(node: NodeView) -> Transfer:
+    """Describe DepthToSpace and SpaceToDepth: the channels that one channel is spread over share one fate."""
     x, out = node.input(0), node.output(0)
-    cells = x.cells
-    for axis, picked in _sliced_axes(node, x):
-        if not out.dynamic[axis] and picked.size != out.shape[axis]:
-            raise BlockedError("the shapes around it do not agree")
-        cells = cells.take(picked, axis=axis)
-    return Transfer(statements=moved(out.cells, cells))
-
-
-def _sliced_axes(node: NodeView, x: Space) -> list[tuple[int, CellArray]]:
-    """Return each sliced axis of static length with the positions it keeps."""
-    axes = node.integers("axes", 3)
-    rank = len(x.shape)
-    starts_value = None if "starts" in node.node.attributes else node.value(1)
-    if axes is None:
-        count = len(node.attribute("starts")) if starts_value is None else _length(starts_value)
-        axes = tuple(range(count))
-    axes = tuple(axis % rank for axis in axes)
-    if all(x.dynamic[axis] for axis in axes):
-        return []
-    starts, ends, steps = node.integers("starts", 1), node.integers("ends", 2), node.integers("steps", 4)
-    assert starts is not None
-    assert ends is not None
-    steps = steps or (1,) * len(axes)
-    bounds = zip(axes, starts, ends, steps, strict=True)
-    return [
-        (
-            axis,
-            np.arange(x.shape[axis])[slice(start, end if end >= -x.shape[axis] or step > 0 else None, step)],
-        )
-        for axis, start, end, step in bounds
-        if not x.dynamic[axis]
-    ]
-
-
-def _length(value: ir.Value) -> int:
-    if value.shape is None or not isinstance(value.shape[0], int):
-        raise BlockedError(f"the shape of its input {value.name!r} is not known")
-    return value.shape[0]
-
-
-def rewrite_slice(node: NodeView, neurons: Neurons, kept: Kept, edits: Edits) -> None:
-    """Replace the bounds on each cut axis, by a gather in front where a range cannot say it."""
-    x, rank = node.input(0), len(node.input(0).shape)
-    for axis, picked in _sliced_axes(node, x):
-        before = kept.axis(x, axis)
-        if before.size == x.shape[axis]:
-            continue
-        wanted = np.searchsorted(before, picked[np.isin(picked, before)])  # places among what is kept
-        value = node.value(0)
-        (gathered,) = edits.before(
-            node.node,
-            "Gather",
-            [value, edits.constant(wanted.astype(np.int64), stem=f"{value.name}_kept")],
-            {"axis": axis},
-        )
-        node.node.replace_input_with(0, gathered)
-        _slice_everything(node, axis % rank, rank, edits)
-
-
-def _slice_everything(node: NodeView, axis: int, rank: int, edits: Edits) -> None:
-    """Make Slice pass one axis through unchanged."""
-    axes = node.integers("axes", 3)
-    starts, ends, steps = node.integers("starts", 1), node.integers("ends", 2), node.integers("steps", 4)
-    assert starts is not None
-    assert ends is not None
-    place = axis if axes is None else [one % rank for one in axes].index(axis)
-    set_integers(edits, node.node, "starts", 1, [*starts[:place], 0, *starts[place + 1 :]])
-    set_integers(edits, node.node, "ends", 2, [*ends[:place], np.iinfo(np.int64).max, *ends[place + 1 :]])
-    if steps is not None:
-        set_integers(edits, node.node, "steps", 4, [*steps[:place], 1, *steps[place + 1 :]])
-
-
-def split(node: NodeView) -> Transfer:
-    """Describe Split along an axis of static length."""
-    x = node.input(0)
-    axis = node.axis("axis", 0, len(x.shape))
-    outputs = [node.output(index) for index in range(len(node.node.outputs))]
-    if x.dynamic[axis]:
-        raise BlockedError("it splits an axis of run-time length")
-    ends = np.cumsum([out.shape[axis] for out in outputs])
-    if ends[-1] != x.shape[axis]:
-        raise BlockedError("the shapes around it do not agree")
-    parts = np.split(x.cells, ends[:-1], axis=axis)
-    return Transfer(statements=sum((moved(out.cells, part) for out, part in zip(outputs, parts, strict=True)), ()))
-
-
-def rewrite_split(node: NodeView, neurons: Neurons, kept: Kept, edits: Edits) -> None:
-    """Write the new sizes, where an equal split may have had none."""
-    axis = node.axis("axis", 0, len(node.input(0).shape))
-    sizes = [kept.axis(node.output(index), axis).size for index in range(len(node.node.outputs))]
-    node.node.attributes.pop("num_outputs", None)
-    if node.opset < 13:
-        node.node.attributes["split"] = ir.AttrInt64s("split", sizes)
+    deep, flat = (x, out) if node.node.op_type == "DepthToSpace" else (out, x)
+    blocks = deep.shape[1] // flat.shape[1]
+    channels_last = node.node.op_type == "SpaceToDepth" or node.attribute("mode", "DCR") == "DCR"
+    if channels_last:
+        apart = deep.cells.reshape(deep.shape[0], blocks, flat.shape[1], -1, 1)
     else:
-        node.node.resize_inputs(2)
-        edits.put(node.node, 1, np.asarray(sizes, dtype=np.int64))
+        apart = deep.cells.reshape(deep.shape[0], flat.shape[1], blocks, -1, 1).swapaxes(1, 2)
+    together = flat.cells.reshape(flat.shape[0], 1, flat.shape[1], 1, -1)
+    return Transfer(statements=moved(together, apart) if deep is x else moved(apart, together))
 
 
-def concat(node: NodeView) -> Transfer:
-    """Describe Concat: each input is a stretch of the output's axis."""
-    out = node.output(0)
-    axis = node.axis("axis", 0, len(out.shape))
-    parts = [node.input(index) for index in node.inputs()]
-    if out.dynamic[axis]:  # every part's positions meet in the one cell of a run-time axis
-        return Transfer(statements=sum((moved(out.cells, part.cells) for part in parts), ()))
-    ends = np.cumsum([part.shape[axis] for part in parts])
-    if ends[-1] != out.shape[axis]:
-        raise BlockedError("the shapes around it do not agree")
-    statements: list[Statement] = []
-    for stretch, part in zip(np.split(out.cells, ends[:-1], axis=axis), parts, strict=True):
-        statements += [pairs(stretch, part.cells, keeps_zero=True), couple(stretch, part.cells, severable=True)]
-    return Transfer(statements=tuple(statements))
-
-
-def rewrite_concat(node: NodeView, neurons: Neurons, kept: Kept, edits: Edits) -> None:
-    """Take out the inputs of which nothing is kept; the others were cut as their stretch of the output was."""
-    out = node.output(0)
-    axis = node.axis("axis", 0, len(out.shape))
-    if out.dynamic[axis]:
-        return
-    ends = np.cumsum([node.input(index).shape[axis] for index in node.inputs()])
-    stretches = np.split(kept.of(out), ends[:-1], axis=axis)
-    for index, stretch in reversed(list(enumerate(stretches))):
-        if not stretch.any():
-            remaining = [value for place, value in enumerate(node.node.inputs) if place != index]
-            for place, value in enumerate(remaining):
-                node.node.replace_input_with(place, value)
-            node.node.resize_inputs(len(remaining))
-
-
-def pad(node: NodeView) -> Transfer:
-    """Describe Pad with constant, non-negative sizes: what is added stays, what was there moves."""
+def reverse_sequence(node: NodeView) -> Transfer:
+    """Describe ReverseSequence: steps trade places by lengths known at run time; other axes pass through."""
     x, out = node.input(0), node.output(0)
-    pads, axes = node.integers("pads", 1), node.integers("axes", 3)
-    if pads is None or min(pads) < 0 or node.attribute("mode", "constant") != "constant":
-        raise BlockedError("it takes positions away, or repeats some")
-    rank = len(x.shape)
-    axes = tuple(range(rank)) if axes is None else tuple(axis % rank for axis in axes)
-    inner = [slice(None)] * rank
-    for place, axis in enumerate(axes):
-        if not x.dynamic[axis]:
-            inner[axis] = slice(pads[place], pads[place] + x.shape[axis])
-    added = np.ones(out.shape, dtype=np.bool_)
-    added[tuple(inner)] = False
-    if out.size - int(added.sum()) != x.size:
-        raise BlockedError("the shapes around it do not agree")
-    return Transfer(statements=moved(out.cells[tuple(inner)], x.cells), fixed=(out.cells[added],))
-
-
-def gather(node: NodeView) -> Transfer:
-    """Describe Gather: an embedding table, constant indices, or indices known at run time."""
-    data_rank = len(node.input(0).shape) if node.constant(0) is None else node.weights(0).ndim
-    axis = node.axis("axis", 0, data_rank)
-    table = linear.embedding(node, axis)
-    if table is not None:
-        return table
-    x, out = node.input(0), node.output(0)
-    indices = node.constant(1)
-    if indices is None or x.dynamic[axis]:
-        return Transfer(statements=_gathered_anywhere(x, out, axis))
-    if indices.ndim > 1:
-        raise BlockedError("its indices have more than one axis")
-    picked = np.where(indices < 0, indices + x.shape[axis], indices)
-    return Transfer(statements=moved(out.cells, x.cells.take(picked, axis=axis)))
-
-
-def _gathered_anywhere(x: Space, out: Space, axis: int) -> tuple[Statement, ...]:
-    """Indices at run time may pick any position of the axis, so its positions share one fate."""
-    before, after = x.shape[:axis], x.shape[axis + 1 :]
-    indices = out.shape[axis : len(out.shape) - len(after)]
-    source = x.cells.reshape((*before, 1, x.shape[axis], *after))
-    target = out.cells.reshape((*before, int(np.prod(indices, dtype=np.int64)), 1, *after))
-    return moved(target, source)
-
-
-def rewrite_gather(node: NodeView, neurons: Neurons, kept: Kept, edits: Edits) -> None:
-    """Slice the table's columns, or renumber the constant indices."""
-    if "columns" in neurons:
-        linear.rewrite_embedding(node, neurons, kept, edits)
-        return
-    x, out = node.input(0), node.output(0)
-    axis = node.axis("axis", 0, len(x.shape))
-    indices = node.constant(1)
-    if indices is None or x.dynamic[axis]:
-        return
-    before = kept.axis(x, axis)
-    picked = np.where(indices < 0, indices + x.shape[axis], indices)
-    if picked.ndim == 1:
-        picked = picked[kept.axis(out, axis)]
-    edits.put(node.node, 1, np.searchsorted(before, picked).astype(indices.dtype))
+    axes = {node.axis("time_axis", 0, len(x.shape)), node.axis("batch_axis", 1, len(x.shape))}
+    ends = x.cells
+    for axis in axes:
+        ends = ends.take([0], axis=axis)
+    return Transfer(statements=(*moved(out.cells, ends), pairs(ends, x.cells), couple(ends, x.cells)))
 
 
 def shape(node: NodeView) -> Transfer:
@@ -353,6 +175,9 @@ def _lengths_read(reader: ir.Node, rank: int) -> Sequence[int] | None:
     """Return the axes whose length a reader of Shape picks out; None when that cannot be told."""
     if reader.op_type == "Gather" and reader.inputs[1] is not None and reader.inputs[1].const_value is not None:
         return [int(axis) % rank for axis in np.atleast_1d(reader.inputs[1].const_value.numpy())]
+    if reader.op_type == "Slice" and "starts" in reader.attributes:
+        starts, ends = (reader.attributes[name].as_ints() for name in ("starts", "ends"))
+        return list(range(rank)[slice(starts[0], ends[0])])
     if reader.op_type == "Slice" and len(reader.inputs) >= 3:
         numbers = [None if value is None else value.const_value for value in (*reader.inputs[1:3], *reader.inputs[4:])]
         if all(number is not None for number in numbers):

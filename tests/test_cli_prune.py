@@ -1,0 +1,205 @@
+"""`toolchain shrink` with a target: what is printed, what is written, and one line for every wrong request."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+from graphs import recurrent_shapes, run
+from test_oneshot import HIDDEN, INPUT, stacked
+
+from toolchain.cli import main
+
+
+@pytest.fixture
+def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    np.savez("samples.npz", X=np.random.default_rng(0).standard_normal((30, 20, 2, INPUT)).astype(np.float32))
+    return stacked(tmp_path / "model.onnx", "LSTM")
+
+
+@dataclass(frozen=True)
+class Done:
+    """Exit status and everything that was printed."""
+
+    exit_code: int
+    output: str
+
+
+def shrink(*arguments: str) -> Done:
+    printed = io.StringIO()
+    with redirect_stdout(printed), redirect_stderr(printed), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["toolchain", "shrink", *arguments])
+        try:
+            main()
+        except SystemExit as exit_:
+            return Done(int(exit_.code or 0), printed.getvalue())
+    return Done(0, printed.getvalue())
+
+
+def test_half_of_the_units_go_and_the_report_says_what_it_cost(model: Path) -> None:
+    before = model.read_bytes()
+    done = shrink("model.onnx", "--ratio", "0.5", "--calibration", "samples.npz", "--json", "r.json")
+    assert done.exit_code == 0, done.output
+    assert "Gave up living neurons by reconstruct on samples.npz, what they said folded into the others:" in done.output
+    assert f"layer0: {HIDDEN} -> {HIDDEN // 2} units" in done.output
+    assert "on 6 held-out calls." in done.output
+    assert "Proven equal in ONNX Runtime" in done.output
+    assert recurrent_shapes(Path("model.shrunk.onnx")) == [(INPUT, HIDDEN // 2), (HIDDEN // 2, HIDDEN // 2)]
+    assert model.read_bytes() == before
+    pruned = json.loads(Path("r.json").read_text())["pruned"]
+    assert (pruned["criterion"], pruned["compensated"], pruned["held_out_calls"]) == ("reconstruct", True, 6)
+    assert pruned["error"] < 1e-3
+    X = np.random.default_rng(1).standard_normal((50, 1, INPUT)).astype(np.float32)
+    expected, found = run(model, {"X": X})["Z"], run(Path("model.shrunk.onnx"), {"X": X})["Z"]
+    assert np.square(found - expected).mean() / expected.var() < 1e-3
+
+
+def test_the_masked_model_has_the_shapes_of_the_input_and_the_outputs_of_the_result(model: Path) -> None:
+    done = shrink("model.onnx", "--ratio", "0.5", "--calibration", "samples.npz", "--masked", "masked.onnx")
+    assert done.exit_code == 0, done.output
+    assert recurrent_shapes(Path("masked.onnx")) == recurrent_shapes(model)
+    X = np.random.default_rng(1).standard_normal((50, 1, INPUT)).astype(np.float32)
+    masked, cut = run(Path("masked.onnx"), {"X": X})["Z"], run(Path("model.shrunk.onnx"), {"X": X})["Z"]
+    np.testing.assert_allclose(cut, masked, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "what"), [("--keep-macs", "0.4", "multiply_adds"), ("--keep-parameters", "0.4", "parameters")]
+)
+def test_a_share_of_the_costs_is_reached(model: Path, option: str, value: str, what: str) -> None:
+    done = shrink("model.onnx", option, value, "--calibration", "samples.npz", "--json", "r.json")
+    assert done.exit_code == 0, done.output
+    costs = json.loads(Path("r.json").read_text())[what]
+    assert 0.25 * costs["before"] < costs["after"] <= 0.41 * costs["before"]
+
+
+def test_an_error_is_not_exceeded_on_held_out_samples(model: Path) -> None:
+    done = shrink("model.onnx", "--max-error", "0.02", "--calibration", "samples.npz", "--json", "r.json")
+    assert done.exit_code == 0, done.output
+    pruned = json.loads(Path("r.json").read_text())["pruned"]
+    assert 0 < pruned["error"] <= 0.02
+    assert all(group["kept"] <= HIDDEN // 2 for group in pruned["groups"])  # the twins cost nothing
+
+
+def test_without_samples_random_inputs_are_named(model: Path) -> None:
+    done = shrink("model.onnx", "--ratio", "0.2", "--dry-run", "--explain")
+    assert done.exit_code == 0, done.output
+    assert "Gave up living neurons by magnitude on random inputs" in done.output
+    assert "Output error when one layer alone gives up neurons:" in done.output
+    assert "of the units, " in done.output.split("Output error predicted when all layers give up neurons:")[1]
+    assert "Next: toolchain shrink model.onnx --ratio 0.2" in done.output
+    assert not Path("model.shrunk.onnx").exists()
+
+
+def test_a_latency_that_one_unit_does_not_reach_is_refused_with_the_best(model: Path) -> None:
+    done = shrink("model.onnx", "--target-latency", "0.001us", "--calibration", "samples.npz")
+    assert done.exit_code == 1
+    assert (
+        "target latency 1e-06 ms: cannot be met; with one unit left in each layer a call of 35 steps takes"
+        in done.output
+    )
+    assert not Path("model.shrunk.onnx").exists()
+
+
+def test_a_latency_that_the_whole_model_reaches_removes_nothing(model: Path) -> None:
+    done = shrink("model.onnx", "--target-latency", "10s", "--calibration", "samples.npz")
+    assert done.exit_code == 3, done.output
+    assert not Path("model.shrunk.onnx").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "message"),
+    [
+        (["--ratio", "0.5", "--max-error", "0.1"], 2, "--ratio and --max-error: two targets; expected one."),
+        (["--calibration", "samples.npz"], 2, "expected a target beside them. Add --ratio 0.5,"),
+        (["--ratio", "1"], 2, "1.0 is not in the range 0<x<1."),
+        (["--target-latency", "fast"], 2, "'fast' is no time; expected one such as 2ms, 500us or 0.1s."),
+        (["--ratio", "0.5", "--calibration", "none.npz"], 1, "none.npz: no such file; expected an .npz of samples."),
+        (["--ratio", "0.99", "--calibration", "samples.npz"], 1, "expected at most 0.916667. Ask for that."),
+        (["--max-error", "1e-12", "--calibration", "samples.npz"], 1, "no neuron can be given up within it"),
+    ],
+)
+def test_wrong_requests_write_nothing(model: Path, arguments: list[str], status: int, message: str) -> None:
+    before = sorted(path.name for path in model.parent.iterdir())
+    done = shrink("model.onnx", *arguments)
+    assert done.exit_code == status, done.output
+    assert message in done.output
+    assert sorted(path.name for path in model.parent.iterdir()) == before
+
+
+def test_a_family_is_written_from_one_analysis(model: Path) -> None:
+    done = shrink("model.onnx", "--family", "0.25,0.5", "--calibration", "samples.npz", "--json", "f.json",
+                  "--html", "f.html")  # fmt: skip
+    assert done.exit_code == 0, done.output
+    page = Path("f.html").read_text()
+    assert page.count("<circle") >= 4
+    assert "measured on held-out samples" in page
+    assert "http" not in page.replace("http://www.w3.org/2000/svg", "")
+    members = json.loads(Path("f.json").read_text())["family"]
+    hidden = [[node["hidden_size"]["after"] for node in member["nodes"]] for member in members]
+    assert [sum(sizes) for sizes in hidden] == [HIDDEN * 2 * 3 // 4, HIDDEN]
+    for member, name in zip(members, ("model.shrunk-25.onnx", "model.shrunk-50.onnx"), strict=True):
+        assert member["status"] == "written"
+        assert [h for _, h in recurrent_shapes(Path(name))] == [n["hidden_size"]["after"] for n in member["nodes"]]
+    assert "Next: toolchain bench model.shrunk-25.onnx model.shrunk-50.onnx --baseline model.onnx" in done.output
+    assert shrink("model.onnx", "--family", "0.25,1.5").exit_code == 2
+
+
+def test_int8_and_ort_are_written_after_the_cut_and_named_with_their_error(model: Path) -> None:
+    done = shrink("model.onnx", "--ratio", "0.5", "--calibration", "samples.npz", "--int8", "--ort", "--json", "r.json")
+    assert done.exit_code == 0, done.output
+    content = json.loads(Path("r.json").read_text())
+    assert content["int8"]["calls"] == content["pruned"]["held_out_calls"]
+    assert 0 < content["int8"]["error"] < 0.02
+    assert content["ort"]["parity"]["max_abs_diff"] <= 1e-5
+    assert Path("model.shrunk.int8.onnx").is_file()
+    assert Path("model.shrunk.int8.ort").is_file()
+    assert "Next: toolchain bench model.shrunk.onnx model.shrunk.int8.onnx --baseline model.onnx" in done.output
+
+
+def test_int8_alone_quantizes_the_model_itself(model: Path) -> None:
+    done = shrink("model.onnx", "--int8")
+    assert done.exit_code == 0, done.output
+    assert "Nothing to remove" in done.output
+    assert "Written: model.int8.onnx" in done.output
+
+
+def test_gradient_steps_after_the_cut_are_kept_only_if_the_error_falls(model: Path) -> None:
+    pytest.importorskip("torch")
+    done = shrink(
+        "model.onnx", "--ratio", "0.75", "--calibration", "samples.npz", "--distill", "30", "--json", "r.json"
+    )
+    assert done.exit_code == 0, done.output
+    content = json.loads(Path("r.json").read_text())
+    distilled = content["distilled"]
+    assert distilled["kept"]
+    assert distilled["error_after"] < distilled["error_before"] == pytest.approx(content["pruned"]["error"], rel=1e-3)
+    X = np.load("samples.npz")["X"][-6:]
+    original, small = ([run(path, {"X": x})["Z"] for x in X] for path in (model, Path("model.shrunk.onnx")))
+    error = np.square(np.array(small) - np.array(original)).mean() / np.var(original)
+    assert error == pytest.approx(distilled["error_after"], rel=1e-2)
+
+
+def test_a_latency_target_can_be_about_another_processor(model: Path) -> None:
+    from toolchain.bench.one_call import call_seconds
+
+    whole = call_seconds(model, "rpi4", steps=35)
+    done = shrink("model.onnx", "--target-latency", f"{0.9 * whole}s", "--device", "rpi4", "--calibration",
+                  "samples.npz", "--json", "r.json")  # fmt: skip
+    assert done.exit_code == 0, done.output
+    found = json.loads(Path("r.json").read_text())["pruned"]["seconds"]
+    assert found <= 0.9 * whole
+    assert call_seconds(Path("model.shrunk.onnx"), "rpi4", steps=35) <= 0.95 * whole
+
+
+def test_a_device_that_tells_no_time_is_refused(model: Path) -> None:
+    done = shrink("model.onnx", "--target-latency", "1ms", "--device", "nowhere", "--calibration", "samples.npz")
+    assert done.exit_code == 1
+    assert "device 'nowhere'" in done.output
