@@ -38,7 +38,7 @@ class RealCase:
     calls: int  # a fifth of them is held out
     output: str
     decision: Literal["", "class", "speech"] = ""
-    carried: tuple[StatePair, ...] = ()
+    carried: tuple[StatePair, ...] | None = None
 
     @property
     def file(self) -> Path:
@@ -84,7 +84,7 @@ def score_against(original: Path, samples: str, case: RealCase) -> Score:
         samples: the calibration it was made with.
         case: names the output, and what a decision on it is.
     """
-    _, held_out = split(read_calibration(samples, read_interface(original), case.carried))
+    _, held_out = split(read_calibration(samples, read_interface(original), case.carried or ()))
     expected = _outputs(original, held_out, case.output)
     variance = float(np.var(np.concatenate([array.ravel() for array in expected]), dtype=np.float64))
 

@@ -1,7 +1,7 @@
 """One model, every criterion, every ratio: what one-shot pruning makes of it, scored on the file that comes out.
 
-A method (criterion, with or without compensation) is analysed once; each ratio is then cut from that analysis as
-`toolchain shrink --ratio` cuts it. The score is the caller's, and sees nothing but the file.
+A method (criterion, with or without compensation) is analysed once; each ratio is then cut from that analysis, proven
+and written, as `toolchain shrink --family` does. The score is the caller's, and sees nothing but the file.
 """
 
 from __future__ import annotations
@@ -14,13 +14,10 @@ from typing import Any
 import click
 
 from toolchain.errors import SelectionError
-from toolchain.graph.costs import multiply_adds, parameters
-from toolchain.graph.loading import load_model, save_model
-from toolchain.graph.normalise import normalise
-from toolchain.graph.surgery import apply_surgery, plan_surgery
 from toolchain.oneshot.criteria import CRITERIA
-from toolchain.oneshot.pruning import Pruning, analyse_for, prune
+from toolchain.oneshot.pruning import Pruning
 from toolchain.oneshot.selection import Target
+from toolchain.shrinking import ShrinkResult, analyse_file, shrink
 
 Row = dict[str, Any]
 Score = Callable[[Path], Row]
@@ -35,46 +32,49 @@ class Sweep:
     calibration: str
     ratios: tuple[float, ...]
     criteria: tuple[str, ...] = CRITERIA
-    carried: tuple[StatePair, ...] = ()
+    carried: tuple[StatePair, ...] | None = None
     seed: int = 0
     threads: int = 1
 
 
 def sweep_rows(sweep: Sweep, score: Score, folder: Path) -> Iterator[Row]:
-    """Yield a row for the model itself, then one for each method and ratio, in that order.
+    """Yield a row for each method and ratio, and one for the model itself before the first.
 
     Args:
         sweep: what to try.
         score: what is said about a file; joined to its row.
         folder: where smaller models are written, `CRITERION-RATIO[-plain].onnx`.
     """
-    model, interface = load_model(sweep.model)
-    normalised = normalise(model)
-    carried = sweep.carried or interface.carried
-    weights, products = parameters(normalised.model.graph), multiply_adds(normalised.model.graph)
-    before = plan_surgery(normalised.model.graph, carried=carried, compact_state=False)
-    sizes = "+".join(str(node.hidden_before) for node in before.changes)
-    yield {"criterion": "", "compensated": "", "ratio": 0.0, "hidden_sizes": sizes, "parameters": weights,
-           "multiply_adds": products, "bytes": interface.file_bytes, **score(sweep.model)}  # fmt: skip
+    first = True
+    for pruning in _methods(sweep):
+        analysis = analyse_file(sweep.model, pruning, carried=sweep.carried)
+        for ratio in sweep.ratios:
+            file = folder / f"{pruning.criterion}-{ratio:g}{'' if pruning.compensate else '-plain'}.onnx"
+            asked = replace(pruning, target=Target(kind="ratio", value=ratio))
+            try:
+                result = shrink(sweep.model, file, carried=sweep.carried, pruning=asked, analysis=analysis)
+            except SelectionError as error:
+                click.echo(f"{file.stem}: {error}", err=True)
+                continue
+            if first:
+                yield {"ratio": 0.0, **_sizes(result, "before"), **score(sweep.model)}
+                first = False
+            assert result.pruned is not None, "pruning was asked for"
+            yield {"criterion": pruning.criterion, "compensated": result.pruned.compensated, "ratio": ratio,
+                   **_sizes(result, "after"), "held_out_error": result.pruned.error, **score(file)}  # fmt: skip
+
+
+def _methods(sweep: Sweep) -> Iterator[Pruning]:
+    """Yield every criterion with and without compensation."""
     for criterion in sweep.criteria:
         for compensate in (True, False):
-            pruning = Pruning(target=Target(kind="ratio", value=sweep.ratios[0]), calibration=sweep.calibration,
-                              criterion=criterion, compensate=compensate, seed=sweep.seed,
-                              threads=sweep.threads)  # fmt: skip
-            analysis = analyse_for(normalised.model, interface, carried, pruning)
-            for ratio in sweep.ratios:
-                asked = replace(pruning, target=Target(kind="ratio", value=ratio))
-                trial = replace(normalised, model=normalised.model.clone())
-                method = {"criterion": criterion, "compensated": compensate, "ratio": ratio}
-                try:
-                    report = prune(trial, interface, analysis, asked)
-                except SelectionError as error:
-                    click.echo(f"{method}: {error}", err=True)
-                    continue
-                plan = plan_surgery(trial.model.graph, carried=carried, compact_state=False)
-                smaller = apply_surgery(plan, trial)
-                file = folder / f"{criterion}-{ratio:g}{'' if compensate else '-plain'}.onnx"
-                save_model(smaller, file)
-                yield {**method, "hidden_sizes": "+".join(str(node.hidden_after) for node in plan.changes),
-                       "parameters": parameters(smaller.graph), "multiply_adds": multiply_adds(smaller.graph),
-                       "bytes": file.stat().st_size, "held_out_error": report.error, **score(file)}  # fmt: skip
+            yield Pruning(target=Target(kind="ratio", value=sweep.ratios[0]), calibration=sweep.calibration,
+                          criterion=criterion, compensate=compensate, seed=sweep.seed,
+                          threads=sweep.threads)  # fmt: skip
+
+
+def _sizes(result: ShrinkResult, when: str) -> Row:
+    """Return what a model costs before or after."""
+    sizes = getattr(result, when)
+    return {"hidden_sizes": "+".join(str(getattr(node, f"hidden_{when}")) for node in result.nodes),
+            "parameters": sizes.parameters, "multiply_adds": sizes.multiply_adds, "bytes": sizes.bytes}  # fmt: skip

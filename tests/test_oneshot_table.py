@@ -94,7 +94,7 @@ def test_a_sweep_has_a_row_for_every_method_and_ratio_and_scores_the_file(tmp_pa
     scored: list[str] = []
     sweep = Sweep(model=stacked(tmp_path / "m.onnx", "LSTM"), calibration=_samples(tmp_path), ratios=(0.25, 0.5))
     rows = list(sweep_rows(sweep, lambda file: {"file": scored.append(file.name) or file.name}, tmp_path))
-    assert [(row["criterion"], row["compensated"], row["ratio"]) for row in rows] == [("", "", 0.0)] + [
+    assert [(row.get("criterion"), row.get("compensated"), row["ratio"]) for row in rows] == [(None, None, 0.0)] + [
         (criterion, compensated, ratio) for criterion in ("reconstruct", "magnitude", "activation", "random")
         for compensated in (True, False) for ratio in (0.25, 0.5)
     ]  # fmt: skip
