@@ -168,6 +168,8 @@ def report_lines(report: PruningReport) -> list[str]:
         held = f", {group.held} of them held by more than matrices (see --explain)" if group.held else ""
         lines.append(f"  {', '.join(group.nodes)}: {group.size} -> {group.kept} {kind}{held}")
     calls = f"{report.held_out_calls} held-out call{'s' if report.held_out_calls != 1 else ''}"
+    if not report.held_out_calls:
+        calls = "the one call that also decided: nothing was left to hold out"
     if report.seconds is not None:
         lines.append(f"One call takes {1e3 * report.seconds:.3g} ms, one thread, before folding.")
     return [*lines, f"Relative output error: {report.error:.3g}, on {calls}."]

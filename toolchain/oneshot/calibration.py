@@ -67,11 +67,13 @@ def split(calibration: Calibration) -> tuple[Calibration, Calibration]:
 
 
 def limited(calibration: Calibration, calls: int) -> Calibration:
-    """Return at most so many calls, evenly over the streams' order, each stream from its start."""
+    """Return about so many calls, evenly over the streams' order, each stream from its start."""
     if calibration.num_calls <= calls:
         return calibration
-    share = calls / calibration.num_calls
-    return _with(calibration, [stream[: max(1, round(share * len(stream)))] for stream in calibration.streams])
+    chosen = np.linspace(0, len(calibration.streams) - 1, min(calls, len(calibration.streams))).round().astype(int)
+    streams = [calibration.streams[index] for index in chosen]
+    share = calls / sum(map(len, streams))
+    return _with(calibration, [stream[: max(1, round(share * len(stream)))] for stream in streams])
 
 
 def _with(calibration: Calibration, streams: Sequence[tuple[Arrays, ...]]) -> Calibration:

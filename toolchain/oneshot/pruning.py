@@ -87,8 +87,9 @@ class FrontPoint:
 class PruningReport:
     """What was given up.
 
-    `error` is the relative output error on held-out samples (see `output_error`); `seconds` the time of one call where
-    a latency was asked for.
+    `error` is the relative output error on held-out samples (see `output_error`); a single call leaves none, then
+    `held_out_calls` is 0 and the error is that on the call that decided. `seconds` is the time of one call where a
+    latency was asked for.
     """
 
     groups: tuple[GroupReport, ...]
@@ -184,7 +185,7 @@ def prune(
         criterion=analysis.method.criterion,
         compensated=analysis.method.compensate,
         calibration=analysis.fit.source,
-        held_out_calls=analysis.held_out.calibration.num_calls,
+        held_out_calls=0 if analysis.held_out.calibration is analysis.fit else analysis.held_out.calibration.num_calls,
         error=error_of(model, analysis.held_out, analysis.method.threads),
         seconds=seconds,
     )

@@ -1,0 +1,173 @@
+"""Put one-shot pruning on record: every criterion and ratio, with and without compensation, as CSV.
+
+python -m toolchain.bench.oneshot_table real                    the real models (tests/fetch_real_models.py brings them)
+python -m toolchain.bench.oneshot_table language model.onnx --corpus pydocs --vocabulary-size 8000
+
+Errors and perplexities do not depend on how busy the machine is; `--speed` does, and fills the speedup columns.
+"""
+
+from __future__ import annotations
+
+import csv
+import sys
+import tempfile
+from collections.abc import Iterable, Iterator
+from importlib.metadata import version
+from pathlib import Path
+
+import click
+import numpy as np
+
+from toolchain.errors import ToolchainError
+
+from .oneshot_real import CASES, RealCase, score_against
+from .oneshot_sweep import Row, Score, Sweep, sweep_rows
+from .real_samples import save_streams
+from .runner import describe_machine
+
+RESULTS = Path("bench/results")
+METHOD = ("criterion", "compensated", "ratio", "hidden_sizes", "parameters", "multiply_adds", "bytes", "held_out_error")
+RECORD = ("calls", "seed", "versions", "cpu", "command")
+SPEED = ("speedup", "speedup_low", "speedup_high")
+REAL = ("model", "package", *METHOD, "output_nmse", "same_decision", *SPEED, *RECORD)
+LANGUAGE = ("model", "corpus", *METHOD, "test_perplexity", "times_dense", *SPEED, *RECORD)
+REAL_RATIOS, LANGUAGE_RATIOS = "0.25,0.5,0.75,0.875", "0.1,0.25,0.5,0.75"
+CALL_STEPS, CALL_BATCH = 50, 4  # of a call: 200 words, so that a probe's scores of 10,000 words fit in memory
+PACKAGES = ("onnxruntime", "onnx", "onnx-ir", "numpy")
+SPEED_STEPS = 100
+
+
+def _numbers(ctx: click.Context, parameter: click.Parameter, value: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(number) for number in value.split(","))
+    except ValueError as error:
+        raise click.BadParameter(f"{value!r}: expected numbers with commas between them, as 0.25,0.5") from error
+
+
+@click.group()
+def main() -> None:
+    """Measure one-shot pruning and write what was found as CSV."""
+
+
+@main.command()
+@click.option("--only", multiple=True, type=click.Choice([case.name for case in CASES]), help="These models alone.")
+@click.option("--ratios", default=REAL_RATIOS, show_default=True, callback=_numbers)
+@click.option("--calls", type=click.IntRange(min=2), help="Samples, a fifth of them held out [each model's own].")
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0))
+@click.option("--speed", is_flag=True, help="Also measure the compensated ones in ONNX Runtime.")
+@click.option(
+    "-o", "--output", default=RESULTS / "oneshot_real.csv", show_default=True, type=click.Path(path_type=Path)
+)
+def real(
+    only: tuple[str, ...], ratios: tuple[float, ...], calls: int | None, seed: int, speed: bool, output: Path
+) -> None:
+    """Prune models that nobody here trained, on synthetic samples of the right kind."""
+    cases = [case for case in CASES if not only or case.name in only]
+    _append(output, REAL, (row for case in cases for row in _real_rows(case, ratios, calls or case.calls, seed, speed)))
+
+
+def _real_rows(case: RealCase, ratios: tuple[float, ...], calls: int, seed: int, speed: bool) -> Iterator[Row]:
+    with tempfile.TemporaryDirectory(prefix="toolchain-") as folder:
+        samples, models = Path(folder) / "samples", Path(folder) / "models"
+        samples.mkdir()
+        models.mkdir()
+        source = str(save_streams(case.streams(calls, seed), samples))
+        sweep = Sweep(model=case.file, calibration=source, ratios=ratios, carried=case.carried, seed=seed)
+        score = _timed(case.file, score_against(case.file, source, case), seed) if speed else \
+            score_against(case.file, source, case)  # fmt: skip
+        for row in sweep_rows(sweep, score, models):
+            yield {"model": case.name, "package": case.package, **row, **_record(calls, seed)}
+
+
+@main.command()
+@click.argument("model", type=click.Path(path_type=Path, exists=True))
+@click.option("--corpus", required=True, type=click.Choice(["pydocs", "ptb", "wikitext-2"]))
+@click.option("--data", type=click.Path(path_type=Path), help="Where the corpus lies [downloaded].")
+@click.option("--vocabulary-size", type=click.IntRange(min=1), help="Words beside <unk>, as it was trained with [all].")
+@click.option("--tokens", default=20_000, show_default=True, type=click.IntRange(min=400), help="To decide with.")
+@click.option("--ratios", default=LANGUAGE_RATIOS, show_default=True, callback=_numbers)
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0))
+@click.option("--speed", is_flag=True, help="Also measure the compensated ones in ONNX Runtime.")
+@click.option("-o", "--output", default=RESULTS / "oneshot_language.csv", show_default=True,
+              type=click.Path(path_type=Path))  # fmt: skip
+def language(
+    model: Path, corpus: str, data: Path | None, vocabulary_size: int | None, tokens: int, ratios: tuple[float, ...],
+    seed: int, speed: bool, output: Path,
+) -> None:  # fmt: skip
+    """Prune the dense language model MODEL and take the test perplexity of each result."""
+    from toolchain.models.text import load_corpus
+
+    text = load_corpus(corpus, vocabulary_size=vocabulary_size, folder=data)
+    _append(output, LANGUAGE, _language_rows(model, text.name, text.train, text.test, tokens, ratios, seed, speed))
+
+
+def _language_rows(
+    model: Path, corpus: str, train: np.ndarray, test: np.ndarray, tokens: int, ratios: tuple[float, ...], seed: int,
+    speed: bool,
+) -> Iterator[Row]:  # fmt: skip
+    from toolchain.evaluation import onnx_perplexity
+    from toolchain.interface import read_interface
+    from toolchain.oneshot.calibration import HELD_OUT
+
+    dense = onnx_perplexity(model, test, threads=1)
+
+    def score(file: Path) -> Row:
+        found = dense if file == model else onnx_perplexity(file, test, threads=1)
+        return {"test_perplexity": found, "times_dense": found / dense}
+
+    with tempfile.TemporaryDirectory(prefix="toolchain-") as folder:
+        name = next(model_input.name for model_input in read_interface(model).inputs if model_input.rows is not None)
+        calls = round(tokens / (1 - HELD_OUT) / CALL_STEPS / CALL_BATCH)
+        rows = train[: calls * CALL_STEPS * CALL_BATCH].reshape(CALL_BATCH, -1).T  # each column reads on
+        samples = Path(folder) / "samples.npz"
+        np.savez(samples, **{name: rows.reshape(calls, CALL_STEPS, CALL_BATCH)})  # type: ignore[arg-type]
+        sweep = Sweep(model=model, calibration=str(samples), ratios=ratios, seed=seed)
+        for row in sweep_rows(sweep, _timed(model, score, seed) if speed else score, Path(folder)):
+            yield {"model": model.name, "corpus": corpus, **row, **_record(calls, seed)}
+
+
+def _timed(original: Path, score: Score, seed: int) -> Score:
+    """Add the speedup to the score of compensated models; sizes are what matters, and the others have the same."""
+    from .compare import plan_comparison, run_comparison
+    from .plan import Effort
+
+    def timed(file: Path) -> Row:
+        if file == original or file.stem.endswith("-plain"):
+            return score(file)
+        plan = plan_comparison([file], baseline=original, device="cpu", steps=[SPEED_STEPS], batches=[1], threads=[1],
+                               effort=Effort(seed=seed))  # fmt: skip
+        (row,) = [row for row in run_comparison(plan, lambda done, total, what: None).rows if not row["is_baseline"]]
+        return {**score(file), **{name: row[name] for name in SPEED}}
+
+    return timed
+
+
+def _record(calls: int, seed: int) -> Row:
+    versions = [f"rnn-toolchain {version('rnn-toolchain')}", *(f"{name} {version(name)}" for name in PACKAGES)]
+    return {"calls": calls, "seed": seed, "versions": ", ".join(versions), "cpu": describe_machine()["cpu_model"],
+            "command": " ".join(["python -m toolchain.bench.oneshot_table", *sys.argv[1:]])}  # fmt: skip
+
+
+def _append(path: Path, fields: tuple[str, ...], rows: Iterable[Row]) -> None:
+    """Add rows to a CSV file as they come, a heading first where there is none."""
+    new = not path.is_file() or not path.stat().st_size
+    with path.open("a", newline="") as file:
+        writer = csv.DictWriter(file, fields, lineterminator="\n")
+        if new:
+            writer.writeheader()
+        for row in rows:
+            rounded = {
+                name: float(f"{value:.5g}") if isinstance(value, float) else value for name, value in row.items()
+            }
+            writer.writerow(rounded)
+            file.flush()
+            click.echo(
+                ", ".join(f"{name} {rounded[name]}" for name in fields if name in rounded and name not in RECORD)
+            )
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except ToolchainError as error:
+        sys.exit(str(error))
