@@ -26,7 +26,7 @@ from toolchain.oneshot.compensation import give_up
 from toolchain.oneshot.criteria import order_of
 from toolchain.oneshot.elimination import Elimination
 from toolchain.oneshot.matrices import Source
-from toolchain.oneshot.moments import Moments, watch
+from toolchain.oneshot.moments import RIDGE, Moments, watch
 from toolchain.oneshot.output_error import Kind, compare, output_kinds
 from toolchain.oneshot.rotation import rotate_tables
 from toolchain.oneshot.sizes import SizeModel, size_model
@@ -52,10 +52,11 @@ class Target:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Method:
-    """How to choose: a criterion, whether to fold, and the seed of `random`."""
+    """How to choose: a criterion, whether to fold, how cautiously (see `moments.RIDGE`), and the seed of `random`."""
 
     criterion: str = "reconstruct"
     compensate: bool = True
+    ridge: float = RIDGE
     seed: int = 0
     threads: int | None = None
 
@@ -125,7 +126,7 @@ def analyse(
         rotate_tables(surveyed, fit, threads=method.threads)
     progress("watching the neurons on the samples")
     readers = {id(m): m for group in surveyed.groups for m in surveyed.readers(group)}
-    moments = watch(model, tuple(readers.values()), fit, threads=method.threads)
+    moments = watch(model, tuple(readers.values()), fit, threads=method.threads, ridge=method.ridge)
     kinds = output_kinds(model.graph, interface, calibration.carried)
     probe, unseen = (Probe(calibration=calls, expected=tuple(outputs_of(model, calls, kinds, method.threads)),
                            kinds=kinds) for calls in (limited(fit, _probe_calls(fit)), held_out))  # fmt: skip
@@ -228,7 +229,7 @@ def commit(model: ir.Model, analysis: Analysis, counts: Counts, progress: Progre
         moments: Mapping[Source, Moments] = {}
         order = analysis.groups[number].elimination.order
         if method.compensate or method.criterion == "reconstruct":
-            moments = watch(model, readers, analysis.fit, threads=method.threads)
+            moments = watch(model, readers, analysis.fit, threads=method.threads, ridge=method.ridge)
         if method.criterion == "reconstruct":
             order = order_of(group, readers, surveyed.labels, moments, criterion=method.criterion,
                              seed=method.seed).order  # fmt: skip
