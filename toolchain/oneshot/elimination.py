@@ -85,8 +85,13 @@ def eliminate(readers: Sequence[LinearReader], sides: IndexArray, *, keep: int =
 
 
 def refit(covariance: FloatArray, weights: FloatArray, kept: IndexArray) -> FloatArray:
-    """Return the rows of the least-squares weights `C_SS^-1 C_S: W`, shape `[num_kept, num_out]`."""
-    return np.asarray(np.linalg.solve(covariance[np.ix_(kept, kept)], covariance[kept] @ weights))
+    """Return the rows of the least-squares weights, shape `[num_kept, num_out]`.
+
+    C_SS^-1 C_S: W  =  W_S + C_SS^-1 C_SR W_R      with R the other rows: what is fitted is only what they said
+    """
+    others = np.setdiff1d(np.arange(len(weights)), kept)
+    said = covariance[np.ix_(kept, others)] @ weights[others]
+    return weights[kept] + np.asarray(np.linalg.solve(covariance[np.ix_(kept, kept)], said))
 
 
 class _State:
