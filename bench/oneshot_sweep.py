@@ -13,7 +13,7 @@ from typing import Any
 
 import click
 
-from toolchain.errors import SelectionError
+from toolchain.errors import ParityError, SelectionError
 from toolchain.oneshot.criteria import CRITERIA
 from toolchain.oneshot.pruning import Pruning
 from toolchain.oneshot.selection import Target
@@ -53,7 +53,7 @@ def sweep_rows(sweep: Sweep, score: Score, folder: Path) -> Iterator[Row]:
             asked = replace(pruning, target=Target(kind="ratio", value=ratio))
             try:
                 result = shrink(sweep.model, file, carried=sweep.carried, pruning=asked, analysis=analysis)
-            except SelectionError as error:
+            except (SelectionError, ParityError) as error:  # a network that amplifies rounding cannot be proven
                 click.echo(f"{file.stem}: {error}", err=True)
                 continue
             if first:
