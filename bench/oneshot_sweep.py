@@ -17,7 +17,8 @@ from toolchain.errors import ParityError, SelectionError
 from toolchain.oneshot.criteria import CRITERIA
 from toolchain.oneshot.pruning import Pruning
 from toolchain.oneshot.selection import Target
-from toolchain.shrinking import ShrinkResult, analyse_file, shrink
+from toolchain.shrink_result import ShrinkResult
+from toolchain.shrinking import analyse_file, shrink
 
 Row = dict[str, Any]
 Score = Callable[[Path], Row]

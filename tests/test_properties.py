@@ -21,7 +21,7 @@ from random_graphs import random_graphs
 import toolchain
 from toolchain.graph.carried import find_state
 from toolchain.graph.normalise import normalise
-from toolchain.shrinking import ShrinkResult
+from toolchain.shrink_result import ShrinkResult
 
 SHAPES = ((1, 1), (4, 3))
 CALLS = 3

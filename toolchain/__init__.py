@@ -12,7 +12,7 @@ from typing import Any
 __version__ = "0.1.0"
 
 _HOMES = {
-    "ShrinkResult": "toolchain.shrinking",
+    "ShrinkResult": "toolchain.shrink_result",
     "shrink": "toolchain.shrinking",
     "ToolchainError": "toolchain.errors",
     "expected_l0": "toolchain.gates",

@@ -14,7 +14,8 @@ from pathlib import Path
 from toolchain.graph.program import StatePair
 from toolchain.oneshot.pruning import Pruning
 from toolchain.oneshot.selection import Target
-from toolchain.shrinking import ShrinkResult, analyse_file, default_output, shrink
+from toolchain.shrink_result import ShrinkResult
+from toolchain.shrinking import analyse_file, default_output, shrink
 
 
 def shrink_family(

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from toolchain.oneshot.pruning import Pruning
-    from toolchain.shrinking import ShrinkResult
+    from toolchain.shrink_result import ShrinkResult
 
 WIDTH = 80  # the table is made for a terminal of this many columns where the output is not one
 
@@ -35,7 +35,7 @@ def shrink_family(
     from rich.console import Console
 
     from toolchain import family
-    from toolchain.shrinking import SCHEMA
+    from toolchain.shrink_result import SCHEMA
 
     with Console(stderr=True).status("reading") as status:
         results = family.shrink_family(model, ratios, pruning, output, carried=carried, compact_state=compact_state,  # type: ignore[arg-type]

@@ -16,7 +16,7 @@ from toolchain.errors import ToolchainError
 
 if TYPE_CHECKING:
     from toolchain.cli.smaller import Smaller
-    from toolchain.shrinking import ShrinkResult
+    from toolchain.shrink_result import ShrinkResult
 
 NOTHING_TO_SHRINK = 3
 _WIDTH = 80  # the table is made for a terminal of this many columns where the output is not one
@@ -74,6 +74,7 @@ def shrink(
     from rich.console import Console
 
     from toolchain import shrinking
+    from toolchain.shrink_result import SCHEMA
 
     check_json(json_file, model, output or shrinking.default_output(model), masked)
     messages = Console(stderr=True)
@@ -89,7 +90,7 @@ def shrink(
                                       dry_run=dry_run, masked=masked, explained=explain, pruning=pruning,
                                       progress=status.update)  # fmt: skip
     except ToolchainError as error:
-        write_json(json_file, {"schema": shrinking.SCHEMA, "status": "error", "message": str(error)})
+        write_json(json_file, {"schema": SCHEMA, "status": "error", "message": str(error)})
         raise
     smaller = make_smaller(result, int8=int8, ort=ort, calibration=options.calibration) if not dry_run else (None, None)
     quantised, converted = (None if made is None else made.to_json() for made in smaller)

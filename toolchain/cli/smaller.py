@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from toolchain.ort_format import OrtFormatResult
     from toolchain.quantisation import QuantisationResult
-    from toolchain.shrinking import ShrinkResult
+    from toolchain.shrink_result import ShrinkResult
 
     Smaller = tuple[QuantisationResult | None, OrtFormatResult | None]
 

@@ -100,6 +100,9 @@ class _State:
     def __init__(self, reader: LinearReader) -> None:
         self.P, self.Q = np.linalg.inv(reader.covariance), reader.gram.copy()
         self.candidate = reader.candidate.copy()
+        self.least = 1 / np.diagonal(
+            reader.covariance
+        )  # P_jj = 1 / (variance of j given the others), whatever rounding
         self.p, self.q = np.diagonal(self.P).copy(), np.diagonal(self.Q).copy()
         self.A = np.zeros((len(self.P), BLOCK))  # [num_rows, BLOCK]
         self.B = np.zeros_like(self.A)
@@ -108,7 +111,7 @@ class _State:
     def add_costs(self, costs: FloatArray) -> None:
         """Add what each candidate's rows cost; several rows of one candidate count one by one."""
         rows = np.flatnonzero(self.candidate != OUTSIDE)
-        np.add.at(costs, self.candidate[rows], np.maximum(self.q[rows], 0) / self.p[rows])
+        np.add.at(costs, self.candidate[rows], np.maximum(self.q[rows], 0) / np.maximum(self.p, self.least)[rows])
 
     def remove(self, candidate: int) -> None:
         """Remove the rows of a candidate."""
@@ -121,9 +124,11 @@ class _State:
         A, B = self.A[:, : self.waiting], self.B[:, : self.waiting]
         p = self.P[:, j] - A @ A[j]
         q = self.Q[:, j] - A @ B[j] - B @ A[j]
-        root = np.sqrt(p[j])
-        a = p / root
-        b = q / root - a * (q[j] / (2 * p[j]))
+        if p[j] > 0:
+            a = p / np.sqrt(p[j])
+            b = q / np.sqrt(p[j]) - a * (q[j] / (2 * p[j]))
+        else:  # lost in rounding: the others say all that this one does
+            a = b = np.zeros_like(p)
         self.A[:, self.waiting], self.B[:, self.waiting] = a, b
         self.waiting += 1
         self.p -= a * a
@@ -134,9 +139,10 @@ class _State:
         A, B = self.A, self.B
         self.P -= A @ A.T
         self.Q -= A @ B.T + B @ A.T
-        left = np.flatnonzero(self.p > 0)
+        left = np.flatnonzero(self.p != 0)  # exactly zero marks what is gone
         if left.size < 0.9 * self.p.size:  # copying costs about as much as one such product
             self.P, self.Q = self.P[np.ix_(left, left)], self.Q[np.ix_(left, left)]
             self.p, self.q, self.candidate = self.p[left], self.q[left], self.candidate[left]
+            self.least = self.least[left]
             self.A, self.B = np.zeros((left.size, BLOCK)), np.zeros((left.size, BLOCK))
         self.waiting = 0
