@@ -14,6 +14,7 @@ brainmaze-eeg-models 0.1.0 (preprocess_input), ddddocr 1.6.1 (OCREngine._preproc
 
 from __future__ import annotations
 
+import importlib
 import string
 from collections.abc import Iterator
 from pathlib import Path
@@ -110,11 +111,7 @@ def text_image(rng: np.random.Generator) -> npt.NDArray[np.float32]:
     Raises:
         BenchError: Pillow is not installed.
     """
-    try:
-        from PIL import Image, ImageDraw, ImageFont
-    except ImportError as error:
-        raise BenchError("Pillow: not installed; expected it for drawn text. Install it with `pip install pillow`.") \
-            from error  # fmt: skip
+    Image, ImageDraw, ImageFont = (_pillow(name) for name in ("Image", "ImageDraw", "ImageFont"))
     letters = string.ascii_letters + string.digits
     text = "".join(rng.choice(list(letters), rng.integers(4, 8)))
     font = ImageFont.load_default(int(rng.integers(24, 44)))
@@ -132,6 +129,15 @@ def text_image(rng: np.random.Generator) -> npt.NDArray[np.float32]:
     grey = image.resize((width, TEXT_HEIGHT), Image.Resampling.LANCZOS).convert("L")
     pixels = np.asarray(grey, np.float32) + rng.normal(0, rng.uniform(0, 12), (TEXT_HEIGHT, width))
     return np.asarray(np.clip(pixels / 255, 0, 1), np.float32)
+
+
+def _pillow(module: str) -> Any:
+    try:
+        return importlib.import_module(f"PIL.{module}")
+    except ImportError as error:
+        raise BenchError(
+            "Pillow: not installed; expected it to draw text with. Install it with `pip install pillow`."
+        ) from error
 
 
 def _log_power_streams(calls: int, seed: int, *, rate: int, window: FloatArray, hop: int, num_fft: int) -> Streams:

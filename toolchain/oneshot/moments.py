@@ -1,13 +1,15 @@
 """Mean and covariance of what matrices read, taken from ONNX Runtime while the model runs on calibration samples.
 
 The watched values become outputs of a copy of the model, so that what is measured is what the readers see. Rows are
-every step of every sequence. For a GRU with `linear_before_reset=0` the vector `r * h` is computed from X and Y.
+every step of every sequence. What `R` reads is the state one step earlier: the initial state is among its rows and the
+last one is not, since weights fitted without it err at the start of every sequence. For a GRU with
+`linear_before_reset=0` the vector `r * h` is computed from that and X.
 """
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,7 +58,7 @@ def watch(
     """Run the model on all samples and return the moments of every matrix's source; the model is as it was after."""
     sources = {matrix.source: matrix for matrix in matrices}
     sums = {source: _Sums() for source in sources}
-    names = sorted({source.value for source in sources} | {_input_of(m) for m in sources.values() if m.source.reset})
+    names = sorted({name for matrix in sources.values() for name in _watched(matrix)})
     with tempfile.TemporaryDirectory(prefix="toolchain-") as folder:
         path = Path(folder) / "watched.onnx"
         _save_watched(model, names, path)
@@ -81,39 +83,59 @@ def _save_watched(model: ir.Model, names: Sequence[str], path: Path) -> None:
             graph.outputs.pop()
 
 
-def _input_of(matrix: Matrix) -> str:
-    return str(matrix.node.value(slot("X")).name)
+def _watched(matrix: Matrix) -> Iterator[str]:
+    """Yield the names of the values that a matrix's rows are made from."""
+    source = matrix.source
+    yield source.value
+    if source.reset:
+        yield _name_at(matrix, "X")
+    if source.direction is not None and _starts_at_a_value(matrix):
+        yield _name_at(matrix, "initial_h")
+
+
+def _name_at(matrix: Matrix, name: str) -> str:
+    return str(matrix.node.value(slot(name)).name)
+
+
+def _starts_at_a_value(matrix: Matrix) -> bool:
+    """Tell whether the initial state is computed or fed; otherwise it is a constant, or zero."""
+    return matrix.node.has_input(slot("initial_h")) and matrix.node.constant(slot("initial_h")) is None
 
 
 def _rows(source: Source, matrix: Matrix, values: dict[str, Array]) -> Array:
     """Return what was read, one row for each step of each sequence, shape `[num, num_rows]`."""
-    value = values[source.value]
-    if source.reset:
-        return _reset_state(matrix, values)
-    if source.direction is not None:
-        value = value[:, source.direction]  # [seq_length, batch_size, hidden_size]
-    value = np.moveaxis(value, source.axis if source.direction is None else -1, -1)
+    if source.direction is None:
+        value = np.moveaxis(values[source.value], source.axis, -1)
+    else:
+        value = _reset_state(matrix, values) if source.reset else _earlier_state(matrix, values)
     return np.asarray(value.reshape(-1, value.shape[-1]))
 
 
-def _reset_state(matrix: Matrix, values: dict[str, Array]) -> Array:
-    """Return `r_t * h_(t-1)` of a GRU with linear_before_reset=0, shape `[num, hidden_size]`.
+def _earlier_state(matrix: Matrix, values: dict[str, Array]) -> Array:
+    """Return the state that each step starts from, shape `[seq_length, batch_size, hidden_size]`."""
+    node, d = matrix.node, matrix.direction
+    Y = values[matrix.source.value][:, d]  # [seq_length, batch_size, hidden_size]
+    first: Array | None = node.constant(slot("initial_h"))
+    if _starts_at_a_value(matrix):
+        first = values[_name_at(matrix, "initial_h")]
+    start = np.broadcast_to(np.zeros((), Y.dtype) if first is None else first[d], Y.shape[1:])[None]
+    if d == 1 or node.attribute("direction", "forward") == "reverse":
+        return np.concatenate([Y[1:], start])
+    return np.concatenate([start, Y[:-1]])
 
-    Source: https://onnx.ai/onnx/operators/onnx__GRU.html (initial_h is taken as zero: one row in seq_length)
+
+def _reset_state(matrix: Matrix, values: dict[str, Array]) -> Array:
+    """Return `r_t * h_(t-1)` of a GRU with linear_before_reset=0, shape `[seq_length, batch_size, hidden_size]`.
+
+    Source: https://onnx.ai/onnx/operators/onnx__GRU.html
     """
     node, d = matrix.node, matrix.direction
-    X, Y = values[_input_of(matrix)], values[matrix.source.value][:, d]  # [T, B, input_size], [T, B, hidden_size]
-    reverse = d == 1 or node.attribute("direction", "forward") == "reverse"
-    h = np.zeros_like(Y)
-    h[:-1] = Y[1:] if reverse else 0
-    if not reverse:
-        h[1:] = Y[:-1]
-    H = Y.shape[-1]
+    X, h = values[_name_at(matrix, "X")], _earlier_state(matrix, values)  # [T, B, input_size], [T, B, hidden_size]
+    H = h.shape[-1]
     W, R = node.weights(slot("W"))[d, H : 2 * H], node.weights(slot("R"))[d, H : 2 * H]
     B = node.constant(slot("B"))
     bias = 0.0 if B is None else B[d, H : 2 * H] + B[d, 4 * H : 5 * H]
-    reset = 1 / (1 + np.exp(-(X @ W.T + h @ R.T + bias)))
-    return np.asarray((reset * h).reshape(-1, H))
+    return np.asarray(h / (1 + np.exp(-(X @ W.T + h @ R.T + bias))))
 
 
 class _Sums:

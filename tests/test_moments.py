@@ -1,0 +1,97 @@
+"""What `R` reads, by an independent account: the states of ONNX Runtime, one step earlier, the initial one included."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from graphs import recurrent_weights, run, save, value
+from onnx import helper
+
+from toolchain.graph.loading import load_model
+from toolchain.graph.normalise import normalise
+from toolchain.oneshot.calibration import read_calibration
+from toolchain.oneshot.moments import watch
+from toolchain.oneshot.survey import survey
+
+CALLS, STEPS, BATCH, INPUT, HIDDEN = 3, 4, 2, 5, 6
+
+
+def layer(path: Path, op_type: str, direction: str, initial: str) -> Path:
+    """Write one layer whose state starts at zero, at a constant, or where the caller says."""
+    directions = 2 if direction == "bidirectional" else 1
+    constants = recurrent_weights(op_type, input_size=INPUT, hidden_size=HIDDEN, directions=directions)
+    inputs = [value("X", [STEPS, BATCH, INPUT])]
+    start = np.random.default_rng(1).standard_normal((directions, BATCH, HIDDEN)).astype(np.float32)
+    if initial == "constant":
+        constants["h"] = start
+    elif initial == "fed":
+        inputs.append(value("h", list(start.shape)))
+    nodes = [
+        helper.make_node(op_type, ["X", "W", "R", "B", "", "" if initial == "zero" else "h"], ["Y"], name="layer",
+                         hidden_size=HIDDEN, direction=direction),
+        helper.make_node("ReduceSum", ["Y", "axes"], ["Z"], keepdims=0),
+    ]  # fmt: skip
+    outputs = [value("Y", [STEPS, directions, BATCH, HIDDEN]), value("Z", [None] * 3)]
+    return save(path, nodes, inputs, outputs, constants | {"axes": np.array([1])})
+
+
+@pytest.mark.parametrize("initial", ["zero", "constant", "fed"])
+@pytest.mark.parametrize("direction", ["forward", "reverse", "bidirectional"])
+@pytest.mark.parametrize("op_type", ["LSTM", "GRU", "RNN"])
+def test_r_reads_the_state_one_step_earlier(tmp_path: Path, op_type: str, direction: str, initial: str) -> None:
+    path = layer(tmp_path / "m.onnx", op_type, direction, initial)
+    rng = np.random.default_rng(0)
+    directions = 2 if direction == "bidirectional" else 1
+    samples = {"X": rng.standard_normal((CALLS, STEPS, BATCH, INPUT)).astype(np.float32)}
+    if initial == "fed":
+        samples["h"] = rng.standard_normal((CALLS, directions, BATCH, HIDDEN)).astype(np.float32)
+    np.savez(tmp_path / "s.npz", **samples)
+    model, interface = load_model(path)
+    surveyed = survey(normalise(model).model, (), columns=True)
+    recurrent = [matrix for matrix in surveyed.matrices if matrix.part in ("R", "R zr")]
+    moments = watch(surveyed.model, recurrent, read_calibration(str(tmp_path / "s.npz"), interface, ()))
+    assert len(recurrent) == directions
+    for matrix in recurrent:
+        read = []
+        for call in range(CALLS):
+            feeds = {name: array[call] for name, array in samples.items()}
+            Y = run(path, feeds)["Y"][:, matrix.direction]
+            start = np.zeros((1, BATCH, HIDDEN), np.float32)
+            if initial != "zero":
+                given = feeds["h"] if initial == "fed" else np.random.default_rng(1).standard_normal(
+                    (directions, BATCH, HIDDEN)).astype(np.float32)  # fmt: skip
+                start = given[matrix.direction][None]
+            backwards = direction == "reverse" or matrix.direction == 1
+            read.append(np.concatenate([Y[1:], start] if backwards else [start, Y[:-1]]).reshape(-1, HIDDEN))
+        rows = np.concatenate(read).astype(np.float64)
+        found = moments[matrix.source]
+        assert found.count == CALLS * STEPS * BATCH
+        np.testing.assert_allclose(found.mean, rows.mean(axis=0), atol=1e-6)
+        np.testing.assert_allclose(found.covariance, np.cov(rows.T, bias=True), atol=1e-6)
+
+
+@pytest.mark.parametrize("direction", ["forward", "bidirectional"])
+def test_the_reset_state_of_a_gru_is_that_of_its_cell(tmp_path: Path, direction: str) -> None:
+    path = layer(tmp_path / "m.onnx", "GRU", direction, "constant")
+    X = np.random.default_rng(0).standard_normal((1, STEPS, BATCH, INPUT)).astype(np.float32)
+    np.savez(tmp_path / "s.npz", X=X)
+    model, interface = load_model(path)
+    surveyed = survey(normalise(model).model, (), columns=True)
+    candidate = [matrix for matrix in surveyed.matrices if matrix.part == "R h"]
+    moments = watch(surveyed.model, candidate, read_calibration(str(tmp_path / "s.npz"), interface, ()))
+    Y = run(path, {"X": X[0]})["Y"]
+    directions = Y.shape[1]
+    weights = recurrent_weights("GRU", input_size=INPUT, hidden_size=HIDDEN, directions=directions)
+    start = np.random.default_rng(1).standard_normal((directions, BATCH, HIDDEN)).astype(np.float32)
+    for matrix in candidate:
+        d = matrix.direction
+        W, R, B = (np.asarray(weights[name][d], np.float64) for name in "WRB")
+        r = slice(HIDDEN, 2 * HIDDEN)  # gates stand as z, r, h
+        states = [start[d], *Y[:-1, d]] if d == 0 else [*Y[1:, d], start[d]]
+        rows = np.concatenate([
+            h / (1 + np.exp(-(X[0, t] @ W[r].T + h @ R[r].T + B[r] + B[3 * HIDDEN :][r]))) for t, h in enumerate(states)
+        ])  # fmt: skip
+        np.testing.assert_allclose(moments[matrix.source].mean, rows.mean(axis=0), atol=1e-6)
+        np.testing.assert_allclose(moments[matrix.source].covariance, np.cov(rows.T, bias=True), atol=1e-6)
