@@ -41,6 +41,8 @@ class Sweep:
 def sweep_rows(sweep: Sweep, score: Score, folder: Path) -> Iterator[Row]:
     """Yield a row for each method and ratio, and one for the model itself before the first.
 
+    A ratio that cannot be met, or a result that cannot be proven, has no row; why is printed to stderr.
+
     Args:
         sweep: what to try.
         score: what is said about a file; joined to its row.

@@ -10,7 +10,7 @@ from graphs import layer_with_head
 
 from toolchain.errors import CalibrationError
 from toolchain.interface import read_interface
-from toolchain.oneshot.calibration import limited, random_calibration, read_calibration, split
+from toolchain.oneshot.calibration import Calibration, limited, random_calibration, read_calibration, split
 
 
 @pytest.fixture
@@ -114,3 +114,10 @@ def test_the_last_calls_are_held_out(model: Path) -> None:
     assert (fit.num_calls, held_out.num_calls) == (16, 4)
     np.testing.assert_array_equal(held_out.streams[0][0]["X"], calibration.streams[0][16]["X"])
     assert limited(calibration, 5).num_calls == 5
+
+
+def test_of_many_short_streams_a_few_are_taken_from_first_to_last() -> None:
+    calls = [{"X": np.array([number])} for number in range(40)]
+    calibration = Calibration(source="samples", streams=tuple((call,) for call in calls), carried=())
+    assert [int(call["X"][0]) for (call,) in limited(calibration, 5).streams] == [0, 10, 20, 29, 39]
+    assert limited(calibration, 40) is calibration

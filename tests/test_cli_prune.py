@@ -61,6 +61,14 @@ def test_half_of_the_units_go_and_the_report_says_what_it_cost(model: Path) -> N
     assert np.square(found - expected).mean() / expected.var() < 1e-3
 
 
+def test_a_single_call_is_not_called_held_out(model: Path) -> None:
+    np.savez("one.npz", X=np.random.default_rng(0).standard_normal((1, 30, 2, INPUT)).astype(np.float32))
+    done = shrink("model.onnx", "--ratio", "0.5", "--calibration", "one.npz", "--json", "r.json")
+    assert done.exit_code == 0, done.output
+    assert "on the one call that also decided: nothing was left to hold out." in done.output
+    assert json.loads(Path("r.json").read_text())["pruned"]["held_out_calls"] == 0
+
+
 def test_the_masked_model_has_the_shapes_of_the_input_and_the_outputs_of_the_result(model: Path) -> None:
     done = shrink("model.onnx", "--ratio", "0.5", "--calibration", "samples.npz", "--masked", "masked.onnx")
     assert done.exit_code == 0, done.output

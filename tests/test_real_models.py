@@ -15,12 +15,18 @@ import pytest
 from fetch_real_models import RealModel, listed
 from graphs import GATES, constant, run
 from onnx import helper, numpy_helper
+from toolchain.bench.oneshot_real import CASES, score_against
+from toolchain.bench.real_samples import save_streams
 
 import toolchain
+from toolchain.errors import BenchError
+from toolchain.oneshot.pruning import Pruning
+from toolchain.oneshot.selection import Target
 
 OUTPUTS = ("Y", "Y_h", "Y_c")
 CALLS = 3
 DEAD_SHARE = 0.4
+HALF_OF_NSNET2 = 0.06  # of the variance; 0.020 to 0.039 over three seeds of the samples
 MOVES = ("Identity", "Squeeze", "Unsqueeze", "Slice", "Concat")  # of the gates, along the rows; units stay columns
 
 
@@ -135,3 +141,23 @@ def test_planted_dead_units_go_from_models_in_the_wild(model: RealModel, tmp_pat
             for name, array in expected.items():
                 assert actual[name].shape == array.shape
                 np.testing.assert_allclose(actual[name], array, atol=1e-5 * max(1.0, float(np.abs(array).max())))
+
+
+def test_half_of_nsnet2_says_what_the_whole_says(tmp_path: Path) -> None:
+    case = next(case for case in CASES if case.name == "nsnet2")
+    try:
+        model = case.file
+    except BenchError as error:
+        pytest.skip(str(error))
+    samples = str(save_streams(case.streams(24, 0), tmp_path))
+    errors = {}
+    for criterion in ("reconstruct", "magnitude"):
+        pruning = Pruning(target=Target(kind="ratio", value=0.5), calibration=samples, criterion=criterion,
+                          compensate=criterion == "reconstruct", threads=1)  # fmt: skip
+        result = toolchain.shrink(model, tmp_path / f"{criterion}.onnx", pruning=pruning)
+        assert sum(node.hidden_after for node in result.nodes) <= 400
+        errors[criterion] = score_against(model, samples, case)(tmp_path / f"{criterion}.onnx")["output_nmse"]
+        assert result.pruned is not None
+        assert result.pruned.error == pytest.approx(errors[criterion], rel=1e-3)
+    assert errors["reconstruct"] < HALF_OF_NSNET2
+    assert errors["magnitude"] > 1
