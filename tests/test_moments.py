@@ -95,3 +95,17 @@ def test_the_reset_state_of_a_gru_is_that_of_its_cell(tmp_path: Path, direction:
         ])  # fmt: skip
         np.testing.assert_allclose(moments[matrix.source].mean, rows.mean(axis=0), atol=1e-6)
         np.testing.assert_allclose(moments[matrix.source].covariance, np.cov(rows.T, bias=True), atol=1e-6)
+
+
+def test_neurons_that_hardly_move_have_a_covariance_all_the_same(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    path = layer(tmp_path / "m.onnx", "RNN", "forward", "zero")
+    X = (0.3 + 1e-5 * rng.standard_normal((200, STEPS, BATCH, INPUT))).astype(np.float32)
+    np.savez(tmp_path / "s.npz", X=X)
+    model, interface = load_model(path)
+    surveyed = survey(normalise(model).model, (), columns=True)
+    moments = watch(surveyed.model, surveyed.matrices, read_calibration(str(tmp_path / "s.npz"), interface, ()))
+    (found,) = [moments[matrix.source] for matrix in surveyed.matrices if matrix.part == "W"]
+    rows = X.reshape(-1, INPUT).astype(np.float64)
+    np.testing.assert_allclose(found.mean, rows.mean(axis=0), rtol=1e-6)
+    np.testing.assert_allclose(found.covariance, np.cov(rows.T, bias=True), atol=1e-3 * rows.var())

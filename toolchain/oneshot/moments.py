@@ -139,20 +139,28 @@ def _reset_state(matrix: Matrix, values: dict[str, Array]) -> Array:
 
 
 class _Sums:
-    """Count, sum and sum of products; float32 products of one call are added up in float64."""
+    """Count, sum and sum of products; float32 products of one call are added up in float64.
+
+    Rows are taken from about their mean, that of the first call: of neurons that hardly move, products of the values
+    themselves would leave nothing but rounding.
+    """
 
     def __init__(self) -> None:
         self.count = 0
+        self.centre: Array = np.zeros(1, np.float32)
         self.total: FloatArray | float = 0.0
         self.products: FloatArray | float = 0.0
 
     def add(self, rows: Array) -> None:
         rows = rows.astype(np.float32, copy=False)
+        if not self.count:
+            self.centre = rows.mean(axis=0)
+        rows = rows - self.centre
         self.count += len(rows)
         self.total = self.total + rows.sum(axis=0, dtype=np.float64)
         self.products = self.products + (rows.T @ rows).astype(np.float64)
 
     def moments(self, ridge: float) -> Moments:
-        mean = np.asarray(self.total / max(self.count, 1))
-        covariance = self.products / max(self.count, 1) - np.outer(mean, mean)
-        return Moments(count=self.count, mean=mean, covariance=covariance, ridge=ridge)
+        offset = np.asarray(self.total / max(self.count, 1))
+        covariance = self.products / max(self.count, 1) - np.outer(offset, offset)
+        return Moments(count=self.count, mean=self.centre + offset, covariance=covariance, ridge=ridge)
