@@ -10,9 +10,11 @@ import pytest
 from graphs import constant, layer_with_head, value
 from onnx import numpy_helper
 
-from toolchain.errors import ModelFileError, ParityError
+from toolchain.comparison import NOISE_FACTOR, NOISE_LIMIT, TOLERANCE
+from toolchain.errors import ModelFileError, ParityError, ToleranceError
+from toolchain.graph.last_bits import write_moved
 from toolchain.interface import read_interface
-from toolchain.verification import Parity
+from toolchain.verification import Parity, prove
 from toolchain.verification import verify as verify_interface
 
 
@@ -90,3 +92,61 @@ def test_lengths_fixed_by_the_file_are_tried_at_those_only(tmp_path: Path) -> No
     onnx.save(model, source)
     (result,) = verify(source, source).cases
     assert (result.case.steps, result.case.batch) == (4, 2)
+
+
+def amplifying(path: Path, gain: float) -> Path:
+    """Write an RNN whose state is multiplied by about `gain` at each step."""
+    source = layer_with_head(path, op_type="RNN", hidden_size=64, dead=())
+    return with_constant(source, path, "R", lambda R: R * (gain / np.linalg.norm(R[0], 2) * 2))
+
+
+def reordered(source: Path, target: Path) -> Path:
+    """Write the same network with its units in another order: sums round otherwise, nothing else differs."""
+    order = np.random.default_rng(3).permutation(64)
+    with_constant(source, target, "R", lambda R: R[:, order][:, :, order])
+    with_constant(target, target, "W", lambda W: W[:, order])
+    with_constant(target, target, "B", lambda B: np.concatenate([B[:, order], B[:, 64 + order]], axis=1))
+    return with_constant(target, target, "head", lambda head: head[order])
+
+
+def test_a_network_that_amplifies_rounding_is_held_against_what_rounding_does_to_it(tmp_path: Path) -> None:
+    model = amplifying(tmp_path / "m.onnx", gain=4.0)
+    same = reordered(model, tmp_path / "same.onnx")
+    with pytest.raises(ToleranceError, match="differs by"):
+        verify(model, same)
+    parity = prove(read_interface(model), same)
+    assert parity.amplified is not None
+    assert parity.amplified > TOLERANCE["float32"] / NOISE_FACTOR
+    assert TOLERANCE["float32"] < parity.max_rel_diff <= NOISE_LIMIT
+    assert max(result.noise or 0 for result in parity.cases if result.case.steps == 1) < parity.amplified
+
+
+@pytest.mark.parametrize("change", [1e-3, 1e-4])
+def test_what_is_more_than_rounding_is_caught_in_a_network_that_amplifies_it(change: float, tmp_path: Path) -> None:
+    model = amplifying(tmp_path / "m.onnx", gain=4.0)
+
+    def perturb(W: np.ndarray) -> np.ndarray:
+        W[0, 0, 0] += change
+        return W
+
+    with pytest.raises(ToleranceError, match="differs by"):
+        prove(read_interface(model), with_constant(model, tmp_path / "other.onnx", "W", perturb))
+
+
+def test_beyond_the_limit_rounding_proves_nothing(tmp_path: Path) -> None:
+    model = amplifying(tmp_path / "m.onnx", gain=10.0)
+    with pytest.raises(ToleranceError, match="differs by"):
+        prove(read_interface(model), reordered(model, tmp_path / "same.onnx"))
+
+
+def test_last_bits_move_weights_and_nothing_else(model: Path, tmp_path: Path) -> None:
+    write_moved(model, tmp_path / "moved.onnx", seed=0)
+    before, after = (
+        {tensor.name: numpy_helper.to_array(tensor) for tensor in onnx.load(path).graph.initializer}
+        for path in (model, tmp_path / "moved.onnx")
+    )
+    for name in ("W", "R", "head"):
+        live = before[name] != 0
+        np.testing.assert_array_max_ulp(before[name], after[name], maxulp=2)
+        assert (before[name] != after[name])[live].mean() > 0.9
+        assert (after[name][~live] == 0).all()

@@ -4,6 +4,7 @@
     |-- ModelFileError       the ONNX file cannot be read, or is not what it claims to be
     |-- LayoutError          a recurrent node's tensors disagree with its sizes
     |-- ParityError          the rewritten model's outputs differ: nothing was written
+    |   `-- ToleranceError   they differ in their numbers only
     |-- OutputError          a result cannot be written (permission, full disk, a folder in the way)
     |-- RecipeError          a recipe has an unknown key, a wrong type, or a value out of range
     |-- DatasetError         a data set is missing, damaged, or too small
@@ -34,6 +35,10 @@ class LayoutError(ToolchainError):
 
 class ParityError(ToolchainError):
     """The rewritten model computes something else than the model it came from."""
+
+
+class ToleranceError(ParityError):
+    """Both models return the same outputs in shape and type, and in numbers that are too far apart."""
 
 
 class OutputError(ToolchainError):

@@ -158,7 +158,7 @@ def _outcome(result: ShrinkResult) -> str:
     if result.parity is not None:
         return (f"Proven equal in ONNX Runtime at {len(result.parity.cases)} input shapes: largest difference "
                 f"{result.parity.max_abs_diff:.2g} ({result.parity.max_rel_diff:.2g} of the output's size)"
-                f"{_rounded(result.parity.rounded)}.\n"
+                f"{_rounded(result.parity.rounded)}{_amplified(result.parity.amplified)}.\n"
                 f"Written: {result.output}")  # fmt: skip
     if result.status == "dry_run":
         return "Dry run: nothing was written."
@@ -174,6 +174,11 @@ def _outcome(result: ShrinkResult) -> str:
 def _rounded(share: float | None) -> str:
     """Say how far a quantized graph is moved by roundings that fall the other way."""
     return "" if share is None else f" without the graph's int8 roundings, {share:.2g} with them"
+
+
+def _amplified(share: float | None) -> str:
+    """Say why a larger difference than usual counts as equal."""
+    return "" if share is None else f"; the last bits of its weights alone move the original by {share:.2g}"
 
 
 def _explanations(result: ShrinkResult) -> list[str]:

@@ -23,8 +23,8 @@ import numpy.typing as npt
 from toolchain.axes import BATCH, TIME
 from toolchain.errors import CalibrationError
 from toolchain.interface import ModelInput, ModelInterface, plan_feeds
+from toolchain.parity_runs import feed_array
 from toolchain.runtime import RUNTIME_ERRORS, first_line
-from toolchain.verification import feed_array
 
 Arrays = dict[str, npt.NDArray[Any]]
 StatePair = tuple[str, str]

@@ -22,8 +22,8 @@ from toolchain.oneshot.allocation import Counts
 from toolchain.oneshot.compensation import give_up
 from toolchain.oneshot.selection import Analysis
 from toolchain.oneshot.survey import survey
+from toolchain.parity_runs import feed_array
 from toolchain.runtime import open_session
-from toolchain.verification import feed_array
 
 WARM_UP_S, TIMED_S, LEAST_CALLS = 0.05, 0.25, 5
 
