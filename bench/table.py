@@ -17,6 +17,7 @@ from rich.text import Text
 
 from .report import Row
 from .stored import Comparison
+from .variants import making
 
 NAME_WIDTH = 20
 FEW_PROCESSES = 5  # the most that fewer can say with 95% is min to max of their ratios, and that is not 95%
@@ -167,7 +168,9 @@ def next_step(rows: Sequence[Row]) -> str:
         return f"Next: compare it with another model: toolchain bench OTHER --baseline {rows[0]['model']}"
     best = max(compared, key=lambda row: float(row["speedup_low"]))
     if best["speedup_low"] > 1:
-        return f"Next: ship {best['model']}; --json FILE keeps the raw samples."
+        made_by = making(best["model"])
+        what = f"write it with {made_by}" if made_by else f"ship {best['model']}"
+        return f"Next: {what}; --json FILE keeps the raw samples."
     if best["speedup_high"] < 1:
         return f"Next: ship {best['baseline']}; none of the others is faster."
     return "Next: narrow the interval with --precision 1%, or make the model smaller."

@@ -1,23 +1,29 @@
 """Variants of one model, made for a measurement and thrown away after it: shrunk, quantized to int8, both.
 
-int8 is ONNX Runtime's dynamic quantization, per channel: what a user would try first. ONNX Runtime has no quantized GRU
-or RNN; those stay as they are, and the note says so. A quantized model computes something else, so its note also says
-how far its outputs are from the original's.
+int8 is what `toolchain shrink --int8` writes. ONNX Runtime has no quantized GRU or RNN; those stay as they are, and the
+note says so. A quantized model computes something else, so its note also says how far its outputs are from the
+original's.
 """
 
 from __future__ import annotations
 
-import contextlib
-import io
-import logging
+import itertools
+import re
+import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from toolchain.errors import BenchError
 from toolchain.interface import plan_feeds, read_interface
+from toolchain.recurrent import GATES
+
+if TYPE_CHECKING:
+    from toolchain.quantisation import QuantisationResult
 
 VARIANTS = ("dense", "shrunk", "int8", "shrunk-int8")
+_CALLED = re.compile(rf"(?P<model>.+) \((?P<variant>{'|'.join(VARIANTS[1:])})\)")
 STEPS, BATCH, SEED = 10, 1, 0  # of the inputs on which a quantized model is compared with its original
 
 
@@ -52,8 +58,22 @@ def _variant(model: Path, shrunk: Path, name: str, folder: Path) -> Variant:
     if not name.endswith("int8"):
         return Variant(path=source, name=called)
     target = folder / f"{name}.onnx"
-    quantize(source, target, called)
-    return Variant(path=target, name=called, notes=tuple(_notes(source, target, called)))
+    from toolchain.quantisation import quantise
+
+    result = quantise(source, target)
+    if result.output is None:
+        raise BenchError(
+            f"{called}: ONNX Runtime cannot quantize it; expected matrices or LSTMs. Leave it out of --variants."
+        )
+    return Variant(path=target, name=called, notes=tuple(_notes(result, called)))
+
+
+def making(called: str) -> str | None:
+    """Return the command that writes a variant for good, None where `called` names a file that is there."""
+    match = _CALLED.fullmatch(called)
+    if match is None:
+        return None
+    return f"toolchain shrink {shlex.quote(match['model'])}{' --int8' if match['variant'].endswith('int8') else ''}"
 
 
 def _shrink(model: Path, folder: Path) -> Path:
@@ -68,43 +88,15 @@ def _shrink(model: Path, folder: Path) -> Path:
     return target
 
 
-def quantize(source: Path, target: Path, called: str) -> None:
-    """Write what ONNX Runtime's dynamic quantization makes of a model.
-
-    Raises:
-        BenchError: it cannot be quantized.
-    """
-    from onnxruntime.quantization import QuantType, quantize_dynamic
-
-    logger = logging.getLogger()
-    before = logger.level
-    logger.setLevel(logging.ERROR)  # it advises a preprocessing for image models, through the root logger
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):
-            quantize_dynamic(source, target, per_channel=True, weight_type=QuantType.QInt8)
-    except (ValueError, RuntimeError, NotImplementedError, KeyError) as error:
-        reason = " ".join(str(error).split())
-        raise BenchError(
-            f"{called}: ONNX Runtime cannot quantize it ({reason}); expected matrices or LSTMs. "
-            "Leave it out of --variants."
-        ) from error
-    finally:
-        logger.setLevel(before)
-
-
-def _notes(source: Path, target: Path, called: str) -> Iterator[str]:
+def _notes(result: QuantisationResult, called: str) -> Iterator[str]:
     """Yield what stayed as it was, and how far the outputs moved."""
-    import onnx
-
-    from toolchain.axes import nodes_of
-
-    left = [node for node in nodes_of(onnx.load(target).graph) if node.op_type in ("LSTM", "GRU", "RNN")]
-    for op_type in dict.fromkeys(node.op_type for node in left):
-        names = [node.name or node.output[0] for node in left if node.op_type == op_type]
-        reason = "ONNX Runtime did not quantize it" if op_type == "LSTM" else f"ONNX Runtime has no int8 {op_type}"
-        more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-        yield f"{called}: {op_type} {names[0]}{more} stays float32; {reason}."
-    difference = output_difference(source, target)
+    left = [node for node in result.kept if node.op_type in GATES]
+    for reason, group in itertools.groupby(sorted(left, key=lambda node: node.reason), key=lambda node: node.reason):
+        first, *others = group
+        more = f" and {len(others)} more" if others else ""
+        yield f"{called}: {first.op_type} {first.name}{more} stays in float: {reason}."
+    assert result.output is not None
+    difference = output_difference(result.source, result.output)
     yield f"{called}: its outputs differ from the float32 model's by up to {difference:.2%} of their size."
 
 

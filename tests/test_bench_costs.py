@@ -9,6 +9,8 @@ import pytest
 from onnx import TensorProto, helper
 from toolchain.bench.costs import costs_of, read_costs
 
+from toolchain.quantisation import quantise
+
 T, B = 5, 3
 
 
@@ -73,10 +75,8 @@ def test_a_matrix_is_read_once_and_multiplied_by_every_row(node, shape, X):
 
 
 def test_a_quantized_model_multiplies_as_much_and_moves_a_quarter(tmp_path):
-    from toolchain.bench.variants import quantize
-
     path = bench_models.lstm(tmp_path / "m.onnx", hidden=8, inputs=4)
-    quantize(path, tmp_path / "q.onnx", "m")
+    quantise(path, tmp_path / "q.onnx")
     before, after = (read_costs(tmp_path / name, {"X": (T, B, 4)}) for name in ("m.onnx", "q.onnx"))
     assert after.layers[0].op_type == "DynamicQuantizeLSTM"
     assert after.multiply_adds == before.multiply_adds

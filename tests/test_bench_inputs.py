@@ -17,7 +17,7 @@ from toolchain.bench.output_check import largest_difference
 from toolchain.bench.plan import Effort
 from toolchain.bench.real_inputs import read_lengths
 from toolchain.bench.runtimes import check_outputs, worker_of
-from toolchain.bench.variants import make_variants
+from toolchain.bench.variants import make_variants, making
 
 from toolchain.cli import cli
 from toolchain.errors import BenchError
@@ -134,6 +134,20 @@ def test_variants_are_made_measured_and_thrown_away(folder):
     assert rows()[1]["multiply_adds"] == 5 * (4 * 4 * 4 + 4 * 4 * 4 + 4 * 3)
     assert "m.onnx (int8): its outputs differ from the float32 model's by up to " in result.output
     assert sorted(path.name for path in folder.iterdir()) == ["m.onnx", "r.json"]
+    assert "Next: ship m.onnx (" not in result.output  # a file that is gone
+
+
+@pytest.mark.parametrize(
+    ("called", "command"),
+    [
+        ("big model.onnx (shrunk)", "toolchain shrink 'big model.onnx'"),
+        ("m.onnx (shrunk-int8)", "toolchain shrink m.onnx --int8"),
+        ("m.onnx (int8)", "toolchain shrink m.onnx --int8"),
+        ("m (copy).onnx", None),
+    ],
+)
+def test_a_variant_is_named_by_the_command_that_writes_it(called, command):
+    assert making(called) == command
 
 
 def test_a_gru_stays_float32_and_that_is_said(folder):
@@ -146,7 +160,7 @@ def test_a_gru_stays_float32_and_that_is_said(folder):
     constants = [*weights, bench_models.indices("axis", [1]), bench_models.constant("weight", (8, 3))]
     bench_models.save(folder / "m.onnx", nodes, constants, [("X", onnx.TensorProto.FLOAT, ("s", "b", 4))], ["scores"])
     (variant,) = make_variants(folder / "m.onnx", ["int8"], folder)
-    assert variant.notes[0] == "m.onnx (int8): GRU recurrent stays float32; ONNX Runtime has no int8 GRU."
+    assert variant.notes[0] == "m.onnx (int8): GRU recurrent stays in float: ONNX Runtime has no quantized GRU."
 
 
 def test_a_variant_that_cannot_be_made_is_one_line(folder):

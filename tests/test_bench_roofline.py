@@ -71,9 +71,9 @@ def test_a_disturbed_measurement_and_a_damaged_file_are_not_kept(tmp_path, monke
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(module, "measure_roofline", lambda threads: replace(MADE_UP, disturbed=True))
     roofline_path(1).parent.mkdir()
-    roofline_path(1).write_text('{"schema": 1, "threads"')
+    roofline_path(1).write_text('{"schema": 2, "threads"')
     assert find_roofline(1).disturbed
-    assert roofline_path(1).read_text() == '{"schema": 1, "threads"'
+    assert roofline_path(1).read_text() == '{"schema": 2, "threads"'
 
 
 def test_json_and_back_is_the_same():
@@ -92,3 +92,14 @@ def test_the_best_of_several_repetitions_counts(monkeypatch):
     now = iter([0.0, 9.0, 10.0, 13.0, 20.0, 22.0, 30.0])
     monkeypatch.setattr(roofline_probe.time, "perf_counter", lambda: next(now))
     assert roofline_probe.best_s(lambda: None, budget_s=15.0) == 7.0
+
+
+def test_the_faster_of_two_products_is_the_peak(monkeypatch):
+    rates = iter([4.0, 2.0])
+    called = []
+    monkeypatch.setattr(roofline_probe, "best_s", lambda call, budget_s: (called.append(call()), next(rates))[1])
+    monkeypatch.setattr(roofline_probe, "MATRIX", 8)
+    assert roofline_probe.peak_flops(threads=1) == 2 * 8**3 / 2.0
+    by_numpy, (by_onnx_runtime,) = called
+    assert (by_numpy == 8).all()
+    assert (by_onnx_runtime == 8).all()

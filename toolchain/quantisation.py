@@ -47,7 +47,7 @@ MADE_SUFFIX = {"LSTM": "_quant", "MatMul": "_quant", "Gemm": "_MatMul_quant", "G
 QUANTISER_ERRORS = (AssertionError, AttributeError, EncodeError, IndexError, KeyError, NotImplementedError,
                     RuntimeError, TypeError, ValueError, onnx.checker.ValidationError,
                     onnx.shape_inference.InferenceError)  # fmt: skip
-_PREPARED = ("onnx.quant.pre_process", "onnxruntime.quant")  # or it warns on stderr that nothing prepared the model
+PREPARED = ("onnx.quant.pre_process", "onnxruntime.quant")  # or it warns on stderr that nothing prepared the model
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -193,7 +193,7 @@ def _quantised(path: Path, model: ir.Model, plan: QuantisationPlan) -> Iterator[
     """Run ONNX Runtime's quantizer on a prepared model; yield what it made, equal constants stored once."""
     from onnxruntime.quantization import quantize_dynamic
 
-    model.metadata_props[_PREPARED[0]] = _PREPARED[1]
+    model.metadata_props[PREPARED[0]] = PREPARED[1]
     with tempfile.TemporaryDirectory(prefix="toolchain-") as folder:
         source, target = Path(folder) / "float.onnx", Path(folder) / "int8.onnx"
         save_model(model, source)
