@@ -50,6 +50,7 @@ def plan_comparison(
     runtimes: Sequence[str] = (ONNX_RUNTIME,),
     inputs: Path | None = None,
     protocol: str | None = None,
+    simulate_caches: bool = False,
 ) -> BenchPlan:
     """Read the models and decide what to measure; nothing runs yet.
 
@@ -65,6 +66,7 @@ def plan_comparison(
         runtimes: what runs each model; the first one runs the baseline.
         inputs: an `.npz` of real inputs.
         protocol: the published protocol that `steps` and `batches` follow, for the record.
+        simulate_caches: on an emulated device, count cache misses as well.
 
     Raises:
         ModelFileError: a file is missing or is not an ONNX model.
@@ -81,7 +83,8 @@ def plan_comparison(
     plan = plan_bench(
         [model for model, _ in members], device=device, steps=steps, batches=batches, threads=threads, effort=effort
     )
-    return replace(plan, runtimes=tuple(runtime for _, runtime in members), inputs=inputs, protocol=protocol)
+    return replace(plan, runtimes=tuple(runtime for _, runtime in members), inputs=inputs, protocol=protocol,
+                   simulate_caches=simulate_caches)  # fmt: skip
 
 
 def run_comparison(plan: BenchPlan, progress: Progress, *, rooflines: str = "skip") -> BenchResult:

@@ -56,6 +56,7 @@ class BenchPlan:
     """Everything that will be measured; `models[0]` is the baseline of the others.
 
     `runtimes` says for each model what runs it; empty, ONNX Runtime runs all. `inputs` is a file of real inputs.
+    `simulate_caches` counts cache misses as well, where the device is emulated.
     """
 
     device: str
@@ -65,6 +66,7 @@ class BenchPlan:
     runtimes: tuple[str, ...] = ()
     inputs: Path | None = None
     protocol: str | None = None
+    simulate_caches: bool = False
 
     def runtime(self, member: int) -> str:
         """Return what runs a model: ONNX Runtime unless said otherwise."""

@@ -106,6 +106,44 @@ def test_counts_grow_with_the_steps_as_the_work_does(installed, tmp_path):
     assert 1 < per_instruction < 4, "NEON does four multiply-adds per instruction, and loads take as many again"
 
 
+def test_weights_that_fit_into_a_cache_miss_it_once_and_others_at_every_step(installed, tmp_path):
+    """R of 64 units (64 kB) fits into the second level of a Raspberry Pi 4, R of 640 (6.6 MB) does not."""
+    per_step = {}
+    for hidden in (64, 640):
+        path = bench_models.lstm(tmp_path / f"{hidden}.onnx", hidden=hidden, inputs=8, shape=("t", "b", 8))
+        asked = replace(plan([path], steps=(5, 10)), simulate_caches=True)
+        at_5, at_10 = emulation.emulate(asked, find_profile("rpi4"), installed, quiet)[1]
+        assert list(at_5["cache_misses"]) == ["L1D", "L2"]
+        lines = 4 * hidden * hidden * 4 / 64
+        per_step[hidden] = [
+            (at_10["cache_misses"][level] - at_5["cache_misses"][level]) / 5 / lines for level in ("L1D", "L2")
+        ]
+    assert per_step[64][0] == pytest.approx(1, rel=0.2), "64 kB do not fit into 32 kB"
+    assert per_step[64][1] < 0.02
+    assert per_step[640] == [pytest.approx(1, rel=0.1), pytest.approx(1, rel=0.1)]
+
+
+def test_caches_are_simulated_on_emulated_devices_only(tmp_path):
+    path = bench_models.lstm(tmp_path / "m.onnx", hidden=8)
+    result = CliRunner().invoke(cli, ["bench", str(path), "--simulate-caches"])
+    assert str(result.exception).startswith(
+        "--simulate-caches: device 'cpu' is measured, not emulated; expected a device that QEMU runs, as qemu:rpi4."
+    )
+
+
+def test_marks_of_another_number_are_refused(tmp_path):
+    (tmp_path / "marks").write_text("1 2\n3 4\n")
+    with pytest.raises(BenchError, match=r"plugin count\.c: wrote 2 marks; expected 18\. Install qemu-user again\."):
+        emulation.read_marks(tmp_path / "marks", members=1)
+
+
+def test_a_mark_itself_is_taken_off_every_column(tmp_path):
+    marks = [(0, 0), (5, 1)] + [pair for call in range(emulation.CALLS) for pair in ((100, 10), (205 + call, 31))]
+    (tmp_path / "marks").write_text("\n".join(f"{count} {misses}" for count, misses in marks))
+    (counts,) = emulation.read_marks(tmp_path / "marks", members=1)
+    assert counts == (tuple(100 + call for call in range(emulation.CALLS)), (20,) * emulation.CALLS)
+
+
 def test_the_core_decides_which_kernels_run(installed, tmp_path):
     """A Cortex-A76 multiplies bytes four at a time, a Cortex-A72 does not."""
     from onnxruntime.quantization import quantize_dynamic
@@ -122,7 +160,7 @@ def test_an_emulated_python_is_recognised_although_it_says_aarch64(installed, tm
     script = tmp_path / "who.py"
     script.write_text(f"import sys, json; sys.path.insert(0, {os.path.dirname(runner.__file__)!r})\n"
                       "import runner; print(json.dumps(runner.describe_machine()))\n")  # fmt: skip
-    command = emulation.guest_command(find_profile("rpi4"), installed, [str(script)], marks=tmp_path / "marks")
+    command = emulation.guest_command(find_profile("rpi4"), installed, [str(script)], tmp_path / "marks")
     said = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
     assert said["machine"] == "aarch64"
     assert said["elf_machine"] == runner.elf_machine() != 183

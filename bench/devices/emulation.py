@@ -1,10 +1,11 @@
-"""Run models in the real aarch64 ONNX Runtime under qemu-user: instructions and parity, never time.
+"""Run models in the real aarch64 ONNX Runtime under qemu-user: instructions, cache misses, parity, never time.
 
 Emulated time would restate the instruction count and know no caches: dense 2x1500 over 2x256 was 33 times in
 emulated time and 31 times in instructions, while hardware gave 81 to 96, because the dense weights leave its caches.
 
 A call's count is exact at one thread. Counts of calls differ by what Python and the allocator happen to do, so the
-minimum stands for the model, as the fewest instructions that it can be done with.
+minimum stands for the model, as the fewest instructions that it can be done with. So it does for cache misses, which
+are simulated if the plan asks for it: caches of the profile's sizes, data only, nothing prefetched (count.c).
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import json
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ from ..measure import Progress, job_of
 from ..plan import BenchPlan, Case
 from .guest import PARITY_CALLS
 from .profiles import Profile
-from .sysroot import APT_INSTALL, QEMU, Sysroot, emulated_cores
+from .sysroot import APT_INSTALL, QEMU, Sysroot, build_plugin, emulated_cores
 
 Row = dict[str, Any]
 Feeds = dict[str, npt.NDArray[Any]]
@@ -42,9 +43,13 @@ GUEST_FILES = (Path(runner.__file__), Path(__file__).with_name("guest.py"))
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Emulated:
-    """One model in one case: instructions of every call, and how far its outputs are from this machine's."""
+    """One model in one case: counts of every call, and how far its outputs are from this machine's.
+
+    `misses` has one tuple for each simulated level of cache, the nearest first.
+    """
 
     instructions: tuple[int, ...]
+    misses: tuple[tuple[int, ...], ...] = ()
     max_abs_diff: float
     max_abs_value: float
 
@@ -59,6 +64,8 @@ def emulate(
         ModelFileError: a model does not load on this machine.
     """
     core, job = _check(plan, profile), job_of(plan)
+    build_plugin(sysroot)
+    caches = simulated_caches(profile) if plan.simulate_caches else {}
     rows: list[Row] = []
     machine: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(prefix="toolchain-emulation-") as name:
@@ -71,14 +78,21 @@ def emulate(
                 _member(member, number, threads=case.threads, seed=job["seed"], folder=folder)
                 for number, member in enumerate(job["cases"][done]["members"])
             ]
-            machine = _run_guest(members, profile, sysroot, folder)
-            counts = _read_marks(folder / "marks", len(members))
+            machine = _run_guest(members, profile, sysroot, folder, caches)
+            counts = read_marks(folder / "marks", len(members))
             seen = [
-                Emulated(instructions=count, **_parity(plan.models[number], members[number]))
-                for number, count in enumerate(counts)
+                Emulated(
+                    instructions=instructions, misses=tuple(misses), **_parity(plan.models[number], members[number])
+                )
+                for number, (instructions, *misses) in enumerate(counts)
             ]
-            rows += _rows(plan, case, seen)
-    return {**machine, "emulated_core": core, "sysroot": str(sysroot.folder)}, rows
+            rows += _rows(plan, case, seen, caches)
+    return {**machine, "emulated_core": core, "sysroot": str(sysroot.folder), "simulated_caches": caches}, rows
+
+
+def simulated_caches(profile: Profile) -> dict[str, int]:
+    """Return the bytes of each level of cache by its name, the nearest first; the most that the profile allows."""
+    return {level.name: int(level.capacity_bytes.high) for level in profile.levels if level.capacity_bytes is not None}
 
 
 def _check(plan: BenchPlan, profile: Profile) -> str:
@@ -112,14 +126,16 @@ def _member(member: Row, number: int, *, threads: int, seed: int, folder: Path) 
     }
 
 
-def _run_guest(members: Sequence[Row], profile: Profile, sysroot: Sysroot, folder: Path) -> dict[str, Any]:
+def _run_guest(
+    members: Sequence[Row], profile: Profile, sysroot: Sysroot, folder: Path, caches: Mapping[str, int]
+) -> dict[str, Any]:
     """Run the guest's job under QEMU; return what it says about itself."""
     job, results = folder / "job.json", folder / "results.json"
     job.write_text(json.dumps({"calls": CALLS, "results": str(results), "members": list(members)}))
     timeout_s = CALL_TIMEOUT_S * len(members) * CALLS
     try:
         done = subprocess.run(
-            guest_command(profile, sysroot, [str(folder / "guest.py"), str(job)], marks=folder / "marks"),
+            guest_command(profile, sysroot, [str(folder / "guest.py"), str(job)], folder / "marks", caches),
             capture_output=True,
             text=True,
             errors="replace",
@@ -143,7 +159,9 @@ def _run_guest(members: Sequence[Row], profile: Profile, sysroot: Sysroot, folde
     return said
 
 
-def guest_command(profile: Profile, sysroot: Sysroot, arguments: Sequence[str], *, marks: Path) -> list[str]:
+def guest_command(
+    profile: Profile, sysroot: Sysroot, arguments: Sequence[str], marks: Path, caches: Mapping[str, int] | None = None
+) -> list[str]:
     """Return the command line that runs the emulated Python with `arguments`; counts go to `marks`."""
     view = sysroot.view(profile)
     environment = {
@@ -152,20 +170,23 @@ def guest_command(profile: Profile, sysroot: Sysroot, arguments: Sequence[str], 
         "OMP_NUM_THREADS": "1",
         "OPENBLAS_NUM_THREADS": "1",
     }
-    options = ["-cpu", str(profile.emulate_as), "-L", str(view), "-plugin", f"{sysroot.plugin},out={marks}"]
+    plugin = ",".join([str(sysroot.plugin), f"out={marks}", *(f"level={size}" for size in (caches or {}).values())])
+    options = ["-cpu", str(profile.emulate_as), "-L", str(view), "-plugin", plugin]
     options += [part for name, value in environment.items() for part in ("-E", f"{name}={value}")]
     return [QEMU, *options, str(sysroot.python(view)), "-s", *arguments]
 
 
-def _read_marks(path: Path, members: int) -> list[tuple[int, ...]]:
-    """Return the instructions of each call of each member, less what a mark itself costs."""
-    marks = [int(line) for line in path.read_text().split()]
+def read_marks(path: Path, members: int) -> list[tuple[tuple[int, ...], ...]]:
+    """Return each member's counts, one tuple over its calls for each column, less what a mark itself costs."""
+    marks = np.loadtxt(path, dtype=np.int64, ndmin=2)  # [marks, 1 + levels]
     expected = members * 2 * (CALLS + 1)
     if len(marks) != expected:
         raise BenchError(f"plugin count.c: wrote {len(marks)} marks; expected {expected}. Install qemu-user again.")
-    spans = [after - before for before, after in zip(marks[::2], marks[1::2], strict=True)]
-    by_member = [spans[start : start + CALLS + 1] for start in range(0, len(spans), CALLS + 1)]
-    return [tuple(span - overhead for span in calls) for overhead, *calls in by_member]
+    spans = (marks[1::2] - marks[::2]).reshape(members, CALLS + 1, -1)
+    counts = np.maximum(
+        spans[:, 1:] - spans[:, :1], 0
+    )  # [members, CALLS, columns]; a mark may miss what a call does not
+    return [tuple(tuple(map(int, column)) for column in member.T) for member in counts]
 
 
 def _parity(model: ModelInterface, member: Row) -> dict[str, float]:
@@ -194,7 +215,7 @@ def difference(ours: npt.NDArray[Any], theirs: npt.NDArray[Any]) -> float:
     return float(np.nan_to_num(gap, nan=np.inf, posinf=np.inf).max(initial=0.0))
 
 
-def _rows(plan: BenchPlan, case: Case, seen: Sequence[Emulated]) -> list[Row]:
+def _rows(plan: BenchPlan, case: Case, seen: Sequence[Emulated], caches: Iterable[str] = ()) -> list[Row]:
     fewest = [min(one.instructions) for one in seen]
     return [
         {
@@ -210,6 +231,7 @@ def _rows(plan: BenchPlan, case: Case, seen: Sequence[Emulated]) -> list[Row]:
             "instructions": fewest[number],
             "instructions_of_calls": list(one.instructions),
             "instruction_ratio": fewest[0] / fewest[number],
+            "cache_misses": {name: min(misses) for name, misses in zip(caches, one.misses, strict=True)},
             # JSON has no infinity: None stands for outputs that cannot be compared at all
             "parity_max_abs_diff": one.max_abs_diff if np.isfinite(one.max_abs_diff) else None,
             "parity_max_abs_value": one.max_abs_value,

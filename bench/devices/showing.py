@@ -19,6 +19,7 @@ from ..table import count, milliseconds, shape_title, short_name, significant, t
 
 Row = Mapping[str, Any]
 
+CACHE_LINE_BYTES = 64  # count.c
 PARITY_SHARE = 1e-5  # of the largest output: ten times the worst float32 difference seen between x86 and aarch64
 
 
@@ -48,10 +49,26 @@ def unmeasured_cells(rows: Sequence[Row], title: Callable[[Row], str]) -> Iterat
     for shape, group in groupby(rows, key=title):
         emulated = rows[0]["method"] == "emulated"
         columns, cells = (EMULATED, _emulated_cells) if emulated else (ESTIMATED, _estimated_cells)
-        yield Cells(title=shape, columns=columns, rows=tuple((row["model"], *cells(row)) for row in group))
+        models = list(group)
+        yield Cells(title=shape, columns=columns, rows=tuple((row["model"], *cells(row)) for row in models))
+        if levels := tuple(_misses(models[0])):
+            headings = ("model", *(f"{level} misses" for level in levels), "MB from memory")
+            missed = tuple((row["model"], *_missed_cells(row)) for row in models)
+            yield Cells(title=f"{shape}: simulated caches", columns=headings, rows=missed)
 
 
 EMULATED = ("model", "instructions", "fewer", "max |diff|", "largest output")
+
+
+def _misses(row: Row) -> Mapping[str, int]:
+    misses: Mapping[str, int] = row.get("cache_misses") or {}  # results before 2026-11-24 have none
+    return misses
+
+
+def _missed_cells(row: Row) -> Iterator[str]:
+    misses = list(_misses(row).values())
+    yield from map(count, misses)
+    yield significant(misses[-1] * CACHE_LINE_BYTES / 1e6, digits=3)
 
 
 def _emulated_cells(row: Row) -> tuple[str, ...]:
@@ -107,6 +124,9 @@ def _emulated_notes(machine: Mapping[str, Any], rows: Sequence[Row]) -> list[str
         f"Counted in aarch64 ONNX Runtime {machine['onnxruntime']} on an emulated {machine['emulated_core']}. "
         "Instructions know no caches: their ratio is no speedup, and no time follows from them."
     ]
+    if caches := machine.get("simulated_caches"):
+        sizes = ", ".join(f"{name} {size // 1024:,} kB" for name, size in caches.items())
+        notes.append(f"Misses of simulated data caches: {sizes}; 16 ways, lines of 64 bytes, nothing prefetched.")
     if machine["emulated_core"] != machine["core"].lower().replace(" ", "-"):
         notes.append(f"{machine['emulated_core']} stands in for {machine['core']}, which this QEMU does not have.")
     if not _apart(rows):

@@ -4,7 +4,7 @@
         root/            Debian packages, unpacked: C library, Python
         site/            PyPI wheels, unpacked: onnxruntime of this machine's version, numpy
         views/<core>/    links to root, and a /proc/cpuinfo as that core's kernel would show it
-        count.so         the plugin that counts instructions
+        count-….so       the plugin that counts instructions and cache misses, built from count.c with that digest
         manifest.json    name, version and sha256 of every package
 
 Packages come from where this machine's apt and pip fetch theirs. apt checks the archive's signature, pip the index's
@@ -70,8 +70,8 @@ class Sysroot:
 
     @property
     def plugin(self) -> Path:
-        """The instruction counter."""
-        return self.folder / "count.so"
+        """The counter, see `build_plugin`."""
+        return self.folder / f"count-{hashlib.sha256(PLUGIN_SOURCE.read_bytes()).hexdigest()[:12]}.so"
 
     def view(self, profile: Profile) -> Path:
         """Return the root folder as the profile's processor shows it; made at first use."""
@@ -109,8 +109,9 @@ def missing_tools(programs: Sequence[str] = tuple(TOOLS)) -> str | None:
 
 def missing_for_emulation() -> str | None:
     """Return all that has to be run before `qemu:` works, as one command line; None where it works."""
-    if find_sysroot() is not None:
-        return missing_tools([QEMU])
+    sysroot = find_sysroot()
+    if sysroot is not None:
+        return missing_tools([QEMU] if sysroot.plugin.is_file() else tuple(TOOLS))
     return " && ".join(filter(None, (missing_tools(), "toolchain devices install qemu")))
 
 
@@ -149,11 +150,21 @@ def _build(built: Path, packages: Path, version: str, say: Callable[[str], None]
         with zipfile.ZipFile(wheel) as file:
             file.extractall(built / "site")
     say("gcc: the plugin that counts instructions")
-    interface = 2 if qemu_version() >= MODERN_PLUGINS else 1
-    options = ["-O2", "-fPIC", "-shared", f"-DPLUGIN_API={interface}"]
-    _run(["gcc", *options, "-o", str(built / "count.so"), str(PLUGIN_SOURCE)], "plugin count.c")
+    build_plugin(Sysroot(folder=built, onnxruntime=version))
     manifest = {"onnxruntime": version, "packages": list(_manifest([*archives, *wheels]))}
     (built / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
+
+
+def build_plugin(sysroot: Sysroot) -> None:
+    """Compile the counter if there is none of this source yet, as after an update of this package.
+
+    Raises:
+        BenchError: there is no compiler, or it fails.
+    """
+    if not sysroot.plugin.is_file():
+        interface = 2 if qemu_version() >= MODERN_PLUGINS else 1
+        options = ["-O2", "-fPIC", "-shared", f"-DPLUGIN_API={interface}"]
+        _run(["gcc", *options, "-o", str(sysroot.plugin), str(PLUGIN_SOURCE)], f"plugin {PLUGIN_SOURCE.name}")
 
 
 def qemu_version() -> int:

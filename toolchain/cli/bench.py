@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 @what_to_run
 @click.option("--device", default="cpu", show_default=True,
               help="Where: cpu, ssh://user@host, a profile, qemu:PROFILE, arm; see `toolchain devices`.")  # fmt: skip
+@click.option("--simulate-caches", is_flag=True,
+              help="With qemu:PROFILE: count the misses of its data caches too, which takes longer.")  # fmt: skip
 @click.option("--runtimes", default="onnxruntime", show_default=True, metavar="NAME[,NAME…]", callback=words,
               help="What runs each model: onnxruntime, torch, torch-compile, openvino.")  # fmt: skip
 @click.option("--precision", metavar="2%", callback=share,
@@ -59,6 +61,7 @@ def bench(
     seconds: float,
     seed: int,
     device: str,
+    simulate_caches: bool,
     runtimes: tuple[str, ...],
     precision: float | None,
     limit: float,
@@ -82,6 +85,11 @@ def bench(
     outputs.check()
     where = importlib.import_module("toolchain.bench.devices.naming").resolve_device(device)
     _refuse_unmeasured(where, {"--fail-below": fail_below, "--precision": precision})
+    if simulate_caches and where.method != "emulated":
+        raise BenchError(
+            f"--simulate-caches: device {where.name!r} is {where.method}, not emulated; expected a device that QEMU "
+            "runs, as qemu:rpi4. Leave it out, or name one of `toolchain devices`."
+        )
     if where.note is not None:
         click.echo(where.note)
     steps, batch = shapes_asked(protocol, steps, batch)
@@ -89,7 +97,8 @@ def bench(
         processes=processes, seconds=seconds, seed=seed, precision=precision, limit_s=limit
     )
     shapes: dict[str, Any] = {"steps": steps, "batches": batch, "threads": threads, "inputs": inputs}
-    asked: dict[str, Any] = {"device": device, "runtimes": runtimes, "protocol": protocol, "effort": effort}
+    asked: dict[str, Any] = {"device": device, "runtimes": runtimes, "protocol": protocol, "effort": effort,
+                             "simulate_caches": simulate_caches}  # fmt: skip
     with model_files(models, variants) as (files, names, notes):
         plan = importlib.import_module("toolchain.bench.compare").plan_comparison(
             files, baseline=baseline, names=names, **shapes, **asked
