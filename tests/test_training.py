@@ -14,8 +14,9 @@ from toolchain.errors import DatasetError, RecipeError, TrainingError
 from toolchain.evaluation import torch_perplexity
 from toolchain.gates import gate, total_l0
 from toolchain.training.checkpoint import load_checkpoint
-from toolchain.training.gated_phase import finished_model, open_neurons, reopen_gates
 from toolchain.training.loop import finish, train
+from toolchain.training.methods.cut_record import open_neurons
+from toolchain.training.methods.neuron_selection import reopen_gates
 from toolchain.training.run_folder import CHECKPOINT, GATES, METRICS, new_run_folder
 from toolchain.training.training_run import build_network, restore_run
 
@@ -51,7 +52,7 @@ def test_a_gated_run_lands_on_the_asked_share_and_exports_exact_zeros_at_the_old
     assert total_l0(run.model) / dense == pytest.approx(0.3, abs=0.03)  # one neuron is about 2 points here
     assert result.share == total_l0(run.model) / dense
     assert [row["phase"] for row in run.metrics] == ["gated", "gated", "narrow", "narrow"]
-    assert any("gates frozen" in event for event in report.events)
+    assert any(event.startswith("frozen: ") for event in report.events)
     weights = [onnx.numpy_helper.to_array(t) for t in onnx.load(result.model).graph.initializer]
     shapes = {weight.shape for weight in weights}
     assert {(WORDS, 10), (1, 48, 10), (1, 48, 12), (1, 36, 12), (1, 36, 9)} <= shapes
@@ -80,7 +81,7 @@ def test_gates_that_closed_beyond_the_asked_share_open_again_nearest_first(tmp_p
 def test_the_expanded_network_computes_what_the_narrow_one_does(tmp_path):
     run = tiny_run(tmp_path)
     train(run, report=Silent())
-    whole = finished_model(run.model, run.phase, dense=build_network(run.recipe.model, WORDS))
+    whole = run.method.finished(run.model, dense=build_network(run.recipe.model, WORDS))
     assert total_l0(whole) > 2 * total_l0(run.model)
     assert torch_perplexity(whole, run.valid) == pytest.approx(torch_perplexity(run.model, run.valid), rel=1e-5)
 
@@ -169,11 +170,11 @@ def test_before_the_gates_start_the_network_learns_as_a_dense_one(tmp_path):
 def test_closed_neurons_are_cut_while_the_gates_still_learn(tmp_path):
     run, report = tiny_run(tmp_path, gates__keep=0.1, gates__compact_steps=5, optim__epochs=8), Silent()
     train(run, report=report, stop=stop_after(run.schedule.freeze_at, run))
-    assert any("closed neurons cut" in event for event in report.events)
-    assert run.phase.learning
-    assert total_l0(run.model) < run.phase.dense_l0
+    assert any(event.startswith("cut: ") for event in report.events)
+    assert run.method.learning
+    assert total_l0(run.model) < run.method.cuts.dense_l0
     gates = dict(run.model.named_parameters())["rnn.0.hidden_gates.0.log_alpha"]
-    assert run.phase.optimizer.state[gates]["exp_avg"].shape == gates.shape
+    assert run.method.optimizer.state[gates]["exp_avg"].shape == gates.shape
 
 
 def test_a_loss_that_is_no_number_ends_the_run(tmp_path):

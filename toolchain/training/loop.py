@@ -1,11 +1,11 @@
-"""Train a network: one loop for dense and gated runs, on the CPU, one GPU or many processes.
+"""Train a network: one loop for every method, on the CPU, one GPU or many processes.
 
-A `neuron-selection` run goes through these phases:
+A run that prunes goes through these phases (`toolchain.training.methods` says what each method does in them):
 
-    dense    until `gates.start_at`: all gates are held open
-    gated    gates are sampled and pressed to close; neurons whose gates closed for good are cut as it goes
-    frozen   at `gates.freeze_at` the kept neurons are fixed, and what the others said is folded into them
-    narrow   the plain, smaller network learns on until the last epoch
+    dense    until `gates.start_at`: nothing is pruned
+    gated    the method chooses, here by gates, and what is gone for good is cut as it goes
+    frozen   at `gates.freeze_at` what stays is fixed
+    narrow   the smaller network learns on until the last epoch
 
 and is then written at its original shapes, with exact zeros where neurons were. Each epoch ends with a
 validation, a row of metrics and a checkpoint.
@@ -25,20 +25,9 @@ import torch
 from torch import Tensor, nn
 
 from toolchain.errors import TrainingError
-from toolchain.evaluation import onnx_perplexity, torch_perplexity
+from toolchain.evaluation import CHUNK, evaluation_mode, onnx_perplexity, torch_perplexity
 from toolchain.export import export
-from toolchain.training.gated_phase import (
-    GatedPhase,
-    cut_closed_neurons,
-    finished_model,
-    freeze_gates,
-    gate_rows,
-    open_neurons,
-    price_gates,
-    share_kept,
-    training_mode,
-    update_gates,
-)
+from toolchain.training.methods.cut_record import open_neurons
 from toolchain.training.processes import average_gradients, decided_by_main, gather_columns, mean_of
 from toolchain.training.run_folder import GATES, METRICS, MODEL, Row, write_rows
 from toolchain.training.training_run import TrainingRun, build_network, save_run
@@ -54,7 +43,7 @@ class StepReport:
         update: number of updates done.
         updates: number of updates in the whole run.
         epoch: counted from 1.
-        phase: `dense`, `gated` or `narrow`.
+        phase: `dense`, or one of the method's `phases`.
         loss: of the last update, nats per token.
         tokens_per_s: in this epoch so far, over all processes.
         seconds_left: estimated at that speed.
@@ -122,13 +111,7 @@ def train(run: TrainingRun, *, report: Reporter, stop: Callable[[], bool] = lamb
     """
     _set_mode(run)
     while run.update < run.schedule.updates:
-        if run.update == run.schedule.start_at:
-            _set_mode(run)
-        if run.phase is not None and run.phase.learning:
-            if run.update >= (run.schedule.freeze_at or 0):
-                _freeze(run, run.phase, report)
-            elif run.update and run.update % run.schedule.compact_every == 0:
-                _cut(run, run.phase, report)
+        _prune(run, report)
         started = time.perf_counter()
         loss, stopped = _update(run, stop=stop())
         run.seconds += time.perf_counter() - started
@@ -140,6 +123,7 @@ def train(run: TrainingRun, *, report: Reporter, stop: Callable[[], bool] = lamb
         if stopped:
             save_run(run)
             return False
+    _prune(run, report)
     return True
 
 
@@ -155,7 +139,7 @@ def finish(run: TrainingRun, corpus: Any, *, threads: int | None = None) -> Trai
         OutputError: the file cannot be written.
         ParityError: ONNX Runtime computes something else than PyTorch.
     """
-    model = finished_model(run.model, run.phase, dense=build_network(run.recipe.model, len(corpus.vocabulary)))
+    model = run.method.finished(run.model, dense=build_network(run.recipe.model, len(corpus.vocabulary)))
     path = run.folder / MODEL
     export(model, path, metadata={"toolchain.vocabulary_sha256": corpus.vocabulary_hash})
     test = torch.from_numpy(corpus.test).long().to(run.processes.device)
@@ -165,7 +149,7 @@ def finish(run: TrainingRun, corpus: Any, *, threads: int | None = None) -> Trai
         perplexity=torch_perplexity(model, test[:, None]),
         onnx_perplexity=onnx_perplexity(path, corpus.test, threads=threads),
         test_tokens=len(corpus.test),
-        share=share_kept(run.model, run.phase),
+        share=run.method.share_kept(run.model),
         speed_ratio=speeds[-1] / speeds[0],
     )
 
@@ -182,10 +166,8 @@ def _update(run: TrainingRun, *, stop: bool) -> tuple[Tensor, bool]:
     loss = nn.functional.cross_entropy(logits.float().flatten(0, 1), y.flatten())  # nats per token
     run.state = tuple(tuple(part.detach() for part in layer) for layer in state)
     run.loss_sum += loss.detach()
-    if run.phase is not None:
-        price = price_gates(model, run.phase, schedule.selection_progress(run.update))
-        run.phase.optimizer.zero_grad(set_to_none=True)
-    total = loss if run.phase is None or price is None else loss + price
+    price = run.method.price(model, schedule.selection_progress(run.update))
+    total = loss if price is None else loss + price
     run.optimizer.zero_grad(set_to_none=True)
     (total * schedule.steps if run.recipe.optim.loss == "sequence" else total).backward()  # type: ignore[no-untyped-call]
     stopped = average_gradients(model.parameters(), float(stop), processes=run.processes) > 0
@@ -194,14 +176,14 @@ def _update(run: TrainingRun, *, stop: bool) -> tuple[Tensor, bool]:
 
 
 def _apply(run: TrainingRun) -> None:
-    """Move the weights and the gates along their gradients."""
+    """Move the weights along their gradients, and the method after them."""
     weights = [parameter for group in run.optimizer.param_groups for parameter in group["params"]]
     nn.utils.clip_grad_norm_(weights, run.recipe.optim.clip_norm)
+    rate, progress = run.schedule.learning_rate(run.update), run.schedule.selection_progress(run.update)
     for group in run.optimizer.param_groups:
-        group["lr"] = run.schedule.learning_rate(run.update)
+        group["lr"] = rate
     run.optimizer.step()
-    if run.phase is not None:
-        update_gates(run.model, run.phase, run.schedule.selection_progress(run.update))
+    run.method.after_update(run.model, progress=progress, learning_rate=rate)
     run.update += 1
 
 
@@ -211,24 +193,48 @@ def _precision(run: TrainingRun) -> contextlib.AbstractContextManager[Any]:
     return torch.autocast(run.processes.device.type, dtype=torch.bfloat16)
 
 
-def _freeze(run: TrainingRun, phase: GatedPhase, report: Reporter) -> None:
-    freeze_gates(run.model, phase, run.optimizer, recent=_recent_tokens(run), processes=run.processes)
-    _set_mode(run)
-    run.state = None  # the old one has the old width
+def _prune(run: TrainingRun, report: Reporter) -> None:
+    """Begin, cut or freeze, where the schedule says so; nothing once the method has ended."""
+    if run.update == run.schedule.start_at:
+        _set_mode(run)
+    if not run.method.learning:
+        return
+    if run.update >= (run.schedule.freeze_at or 0):
+        run.method.freeze(run.model, run.optimizer, replay=lambda: _replay(run), processes=run.processes)
+        _set_mode(run)
+        _report_sizes(run, report, "frozen")
+    elif run.update and run.update % run.schedule.compact_every == 0 and run.method.cut(run.model, run.optimizer):
+        _report_sizes(run, report, "cut")
+
+
+def _report_sizes(run: TrainingRun, report: Reporter, what: str) -> None:
+    """Tell of a new width, and start the carried state anew: the old one has the old width."""
+    run.state = None
     if run.processes.is_main:
-        share = share_kept(run.model, phase)
-        report.event(f"gates frozen: {_described(run.model)}; {share:.1%} of the recurrent multiply-adds")
-
-
-def _cut(run: TrainingRun, phase: GatedPhase, report: Reporter) -> None:
-    if cut_closed_neurons(run.model, phase, run.optimizer):
-        run.state = None
-        if run.processes.is_main:
-            report.event(f"closed neurons cut: {_described(run.model)}")
+        sizes = ", ".join(f"{site} {number}" for site, number in open_neurons(run.model))
+        share = run.method.share_kept(run.model)
+        report.event(f"{what}: {sizes}; {share:.1%} of the recurrent multiply-adds")
 
 
 def _set_mode(run: TrainingRun) -> None:
-    training_mode(run.model, run.phase, run.schedule.selection_progress(run.update))
+    """Switch the model to training, in the phase that the run is in."""
+    run.model.train()
+    run.method.set_mode(run.model, run.schedule.selection_progress(run.update))
+    dropout = run.recipe.gates.dropout
+    if run.schedule.freeze_at is not None and not run.method.learning and dropout is not None:
+        for module in run.model.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = dropout
+
+
+@torch.no_grad()
+def _replay(run: TrainingRun) -> None:
+    """Run the model over the text just read, as it would be evaluated."""
+    recent = _recent_tokens(run)  # [rows, B]
+    with evaluation_mode(run.model):
+        state = run.model.initial_state(recent.shape[1])  # type: ignore[operator]  # nn.Module hides the protocol
+        for start in range(0, len(recent), CHUNK):
+            _, state = run.model(recent[start : start + CHUNK], state)
 
 
 def _recent_tokens(run: TrainingRun) -> Tensor:
@@ -257,12 +263,12 @@ def _end_epoch(run: TrainingRun, report: Reporter) -> None:
         "learning_rate": schedule.learning_rate(run.update - 1),
         "train_perplexity": math.exp(loss),
         "valid_perplexity": decided_by_main(valid, processes=run.processes),
-        "multiply_adds_share": share_kept(run.model, run.phase),
+        "multiply_adds_share": run.method.share_kept(run.model),
         "tokens_per_s": tokens / run.seconds,
         "seconds": run.seconds,
     }
     run.metrics.append(row)
-    run.gates += gate_rows(run.model, epoch=epoch)
+    run.gates += run.method.rows(run.model, epoch=epoch)
     run.state, run.seconds = None, 0.0
     run.loss_sum.zero_()
     save_run(run)
@@ -273,12 +279,11 @@ def _end_epoch(run: TrainingRun, report: Reporter) -> None:
 
 
 def phase_of(run: TrainingRun) -> str:
-    """Return `dense`, `gated` or `narrow`."""
-    if run.phase is None:
-        return "dense"
-    if run.phase.learning:
-        return "gated" if run.update > run.schedule.start_at else "dense"
-    return "narrow"
+    """Return what the phase that the last update belonged to is called."""
+    while_learning, afterwards = run.method.phases
+    if run.method.learning:
+        return while_learning if run.update > run.schedule.start_at else "dense"
+    return afterwards
 
 
 def _step_report(run: TrainingRun, loss: float, in_epoch: int) -> StepReport:
@@ -294,7 +299,3 @@ def _step_report(run: TrainingRun, loss: float, in_epoch: int) -> StepReport:
         seconds_left=(schedule.updates - run.update) * update_s,
         kept=open_neurons(run.model),
     )
-
-
-def _described(model: nn.Module) -> str:
-    return ", ".join(f"{site} {number}" for site, number in open_neurons(model))

@@ -22,7 +22,8 @@ from toolchain.training.checkpoint import (
     unpack_optimizer,
     with_prefix,
 )
-from toolchain.training.gated_phase import GatedPhase, begin_gated_phase, pack_gated_phase, restore_gated_phase
+from toolchain.training.methods.begin import begin_method
+from toolchain.training.methods.pruning_method import PruningMethod
 from toolchain.training.processes import Processes, gather_columns, own_columns
 from toolchain.training.recipe import ModelSection, OptimSection, Recipe
 from toolchain.training.run_folder import CHECKPOINT, Row
@@ -40,9 +41,9 @@ class TrainingRun:
         schedule: which update happens when.
         train: this process's columns of the training text, shape `[rows, batch_size/processes]`.
         valid: the validation text, shape `[rows, batch_size]`.
-        model: the network in training: gated, compacted or plain.
+        model: the network in training: gated, cut or plain.
         optimizer: of its weights.
-        phase: gates, their optimizer and pressure; None in a dense run.
+        method: what prunes the model, with its state.
         state: carried from the previous update; None at the top of the text.
         update: number of updates done.
         loss_sum: of this epoch's updates, nats per token, float64 scalar.
@@ -59,7 +60,7 @@ class TrainingRun:
     valid: Tensor
     model: nn.Module
     optimizer: torch.optim.Optimizer
-    phase: GatedPhase | None
+    method: PruningMethod
     state: State | None
     update: int
     loss_sum: Tensor
@@ -97,24 +98,21 @@ def begin_run(
     batch_size = recipe.optim.batch_size
     train = torch.from_numpy(text.batch_columns(corpus.train, batch_size).astype(np.int64))
     valid = torch.from_numpy(text.batch_columns(corpus.valid, min(batch_size, len(corpus.valid) // 2)).astype(np.int64))
-    gates = recipe.gates if recipe.run.method == "neuron-selection" else None
     model = build_network(recipe.model, len(corpus.vocabulary))
     if weights is not None:
         model.load_state_dict(weights)
     model.to(processes.device)
-    phase = None
-    if gates is not None:
-        model, phase = begin_gated_phase(model, gates)
+    model, method = begin_method(model, recipe)
     return TrainingRun(
         recipe=recipe,
         folder=folder,
         processes=processes,
-        schedule=plan_schedule(recipe.optim, gates, rows=len(train)),
+        schedule=plan_schedule(recipe.optim, recipe.gates if method.learning else None, rows=len(train)),
         train=own_columns(train, processes=processes),
         valid=valid.to(processes.device),
         model=model,
         optimizer=weights_optimizer(model, recipe.optim),
-        phase=phase,
+        method=method,
         state=None,
         update=0,
         loss_sum=torch.zeros((), dtype=torch.float64, device=processes.device),
@@ -170,7 +168,7 @@ def weights_optimizer(model: nn.Module, optim: OptimSection) -> torch.optim.Opti
 
 def save_run(run: TrainingRun) -> None:
     """Write the run's checkpoint; every process calls it, the main one writes."""
-    parts = [pack_optimizer("optimizer", run.optimizer)]
+    parts = [pack_optimizer("optimizer", run.optimizer), run.method.pack()]
     tensors = {f"model.{name}": tensor for name, tensor in run.model.state_dict().items()}
     tensors |= {"loss_sum": run.loss_sum, "random.cpu": torch.get_rng_state()}
     if run.processes.device.type == "cuda":
@@ -184,8 +182,6 @@ def save_run(run: TrainingRun) -> None:
         "metrics": run.metrics,
         "gates": run.gates,
     }
-    if run.phase is not None:
-        parts.append(pack_gated_phase(run.phase))
     for part in parts:
         tensors |= part.tensors
         facts |= part.facts
@@ -200,9 +196,8 @@ def restore_run(run: TrainingRun) -> None:
         TrainingError: no readable checkpoint.
     """
     checkpoint = load_checkpoint(run.folder / CHECKPOINT)
-    if run.phase is not None:
-        restore_gated_phase(run.model, run.phase, checkpoint)
-        run.optimizer = weights_optimizer(run.model, run.recipe.optim)
+    run.method.restore(run.model, checkpoint)
+    run.optimizer = weights_optimizer(run.model, run.recipe.optim)
     run.model.load_state_dict(with_prefix("model", checkpoint.tensors))
     unpack_optimizer("optimizer", run.optimizer, checkpoint)
     run.state = _restored_state(checkpoint, run.processes)
