@@ -6,6 +6,7 @@ nothing is cut: frozen gates stay in place at their fixed values until `finished
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +15,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from toolchain.evaluation import CHUNK, evaluation_mode
+from toolchain.evaluation import evaluation_mode
 from toolchain.gates import expected_l0, fold, gate, kept_neurons, total_l0
 from toolchain.gating.compaction import ActivationStatistics, CompactionPlan, compact, expand, freeze
 from toolchain.gating.hard_concrete import HardConcrete
@@ -155,7 +156,7 @@ def freeze_gates(
     phase: GatedPhase,
     optimizer: torch.optim.Optimizer,
     *,
-    recent: Tensor,
+    read_recent: Callable[[nn.Module], None],
     processes: Processes,
 ) -> None:
     """Fix which neurons stay, exactly `keep` of the multiply-adds if that was asked, and end the phase.
@@ -169,7 +170,7 @@ def freeze_gates(
         model: gated.
         phase: of this model.
         optimizer: of the weights.
-        recent: tokens to take activations from, shape `[rows, B]`, alike in every process.
+        read_recent: runs a model on the data to take activations from, alike in every process.
         processes: the main one decides.
     """
     phase.learning = False
@@ -181,9 +182,7 @@ def freeze_gates(
     if phase.section.keep is not None:
         reopen_gates(model, keep=phase.section.keep, dense_l0=phase.dense_l0)
     with evaluation_mode(model), torch.no_grad(), ActivationStatistics(model) as statistics:
-        state = model.initial_state(recent.shape[1])  # type: ignore[operator]  # nn.Module hides the protocol
-        for start in range(0, len(recent), CHUNK):
-            _, state = model(recent[start : start + CHUNK], state)
+        read_recent(model)
     if phase.section.keep is None:
         plan = plan_from_kept(model, _open_by_set(model))
     else:
