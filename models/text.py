@@ -24,7 +24,9 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from toolchain.errors import DatasetError, MissingExtraError
+from toolchain.errors import DatasetError
+
+from .downloads import download
 
 TokenArray = npt.NDArray[np.int32]
 
@@ -274,7 +276,7 @@ def _read_text(path: Path) -> str:
 def _ptb_files(folder: Path | None) -> list[Path]:
     """Return the three files of Penn Treebank, each with its checksum verified."""
     if folder is None:
-        return [_download(_PTB_URL + name, f"sha256:{digest}") for name, digest in _PTB_SHA256.items()]
+        return [download(_PTB_URL + name, f"sha256:{digest}") for name, digest in _PTB_SHA256.items()]
     paths = [folder / name for name in _PTB_SHA256]
     for path in paths:
         if hashlib.sha256(_read_bytes(path)).hexdigest() != _PTB_SHA256[path.name]:
@@ -290,7 +292,7 @@ def _wikitext_texts(folder: Path | None) -> list[str]:
     names = [f"wiki.{split}.tokens" for split in ("train", "valid", "test")]
     if folder is not None:
         return [_read_text(folder / name) for name in names]
-    with zipfile.ZipFile(_download(_WIKITEXT_URL, f"md5:{_WIKITEXT_MD5}")) as archive:
+    with zipfile.ZipFile(download(_WIKITEXT_URL, f"md5:{_WIKITEXT_MD5}")) as archive:
         return [archive.read(f"wikitext-2/{name}").decode() for name in names]
 
 
@@ -301,20 +303,4 @@ def _read_bytes(path: Path) -> bytes:
         raise DatasetError(
             f"{path}: cannot be read ({error.strerror}); expected the files {', '.join(_PTB_SHA256)}. "
             "Check `--data DIR`, or leave it out to download them."
-        ) from error
-
-
-def _download(url: str, known_hash: str) -> Path:
-    """Return the local copy of `url`, downloaded on first use; a wrong or partial file is never kept."""
-    try:
-        import pooch
-    except ImportError as error:
-        raise MissingExtraError("pooch", extra="train") from error
-    try:
-        return Path(pooch.retrieve(url, known_hash, path=pooch.os_cache("rnn-toolchain")))
-    except (OSError, ValueError) as error:  # requests' errors are OSErrors; a wrong checksum is a ValueError
-        reason = " ".join(str(error).split())[:160]
-        raise DatasetError(
-            f"{url}: the download failed ({type(error).__name__}: {reason}); expected {known_hash}. "
-            "Run the command again, or put the files in a folder and pass `--data DIR`."
         ) from error

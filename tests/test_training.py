@@ -83,7 +83,9 @@ def test_the_expanded_network_computes_what_the_narrow_one_does(tmp_path):
     train(run, report=Silent())
     whole = run.method.finished(run.model, dense=build_network(run.recipe.model, WORDS))
     assert total_l0(whole) > 2 * total_l0(run.model)
-    assert torch_perplexity(whole, run.valid) == pytest.approx(torch_perplexity(run.model, run.valid), rel=1e-5)
+    assert torch_perplexity(whole, run.task.valid) == pytest.approx(
+        torch_perplexity(run.model, run.task.valid), rel=1e-5
+    )
 
 
 def test_a_fixed_price_closes_gates_and_a_higher_one_closes_more(tmp_path):

@@ -25,8 +25,8 @@ from toolchain.training.recipe import Recipe, dump_recipe, load_recipe, parse_ov
 from toolchain.training.run_folder import RECIPE, RESULT, VOCABULARY, new_run_folder
 
 if TYPE_CHECKING:
-    from toolchain.training.loop import TrainingResult
     from toolchain.training.rebuilding import Start, StartCheck
+    from toolchain.training.task import TrainingResult
     from toolchain.training.training_run import TrainingRun
 
 RUNS = Path("runs")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from types import TracebackType
 from typing import Self
 
@@ -51,7 +50,7 @@ class TrainingDisplay:
 
     def step(self, report: StepReport) -> None:
         """Move the bar."""
-        perplexity = math.exp(min(report.loss, 20.0))  # the first losses may overflow a readable number
+        figures = "  ".join(f"{_label(name)} {value:.1f}" for name, value in report.figures.items())
         kept = " ".join(str(number) for _, number in report.kept)
         self._progress.update(
             self._task,
@@ -59,15 +58,18 @@ class TrainingDisplay:
             total=report.updates,
             epoch=report.epoch,
             seconds_left=report.seconds_left,
-            numbers=f"{report.phase}  loss {report.loss:.3f}  ppl {perplexity:.1f}  "
+            numbers=f"{report.phase}  loss {report.loss:.3f}  {figures}  "
             f"{report.tokens_per_s:,.0f} tokens/s  neurons {kept}",
         )
 
     def epoch(self, row: Row) -> None:
         """Print the epoch's line."""
+        figures = "  ".join(
+            f"{_label(name)} {value:>8.2f}" for name, value in row.items() if name.startswith(("train_", "valid_"))
+        )
         self._console.print(
-            f"epoch {row['epoch']:>2}  {row['phase']:<6}  train {row['train_perplexity']:>8.2f}  "
-            f"valid {row['valid_perplexity']:>8.2f}  multiply-adds {row['multiply_adds_share']:>6.1%}  "
+            f"epoch {row['epoch']:>2}  {row['phase']:<6}  {figures}  "
+            f"multiply-adds {row['multiply_adds_share']:>6.1%}  "
             f"{row['tokens_per_s']:>7,.0f} tokens/s  {_duration(float(row['seconds'] or 0))}",
             highlight=False,
         )
@@ -75,6 +77,11 @@ class TrainingDisplay:
     def event(self, text: str) -> None:
         """Print what happened."""
         self._console.print(f"          {text}", highlight=False)
+
+
+def _label(column: str) -> str:
+    """Return `train` for `train_perplexity`, and the words of any other column."""
+    return column.removesuffix("_perplexity").replace("_", " ")
 
 
 def _duration(seconds: float) -> str:

@@ -18,18 +18,17 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from toolchain.errors import TrainingError
-from toolchain.evaluation import CHUNK, evaluation_mode, onnx_perplexity, torch_perplexity
-from toolchain.export import export
+from toolchain.evaluation import evaluation_mode
 from toolchain.training.methods.cut_record import open_neurons
-from toolchain.training.processes import average_gradients, decided_by_main, gather_columns, mean_of
+from toolchain.training.processes import average_gradients, decided_by_main, mean_of
 from toolchain.training.run_folder import GATES, METRICS, MODEL, Row, write_rows
+from toolchain.training.task import Figures, TrainingResult
 from toolchain.training.training_run import TrainingRun, build_network, save_run
 
 REPORT_EVERY = 10  # updates between two looks at the loss; on a GPU each look waits for it
@@ -44,7 +43,8 @@ class StepReport:
         updates: number of updates in the whole run.
         epoch: counted from 1.
         phase: `dense`, or one of the method's `phases`.
-        loss: of the last update, nats per token.
+        loss: of the last update.
+        figures: what that loss stands for, by column of `metrics.csv`.
         tokens_per_s: in this epoch so far, over all processes.
         seconds_left: estimated at that speed.
         kept: neurons kept per set of neurons, (site, number).
@@ -55,6 +55,7 @@ class StepReport:
     epoch: int
     phase: str
     loss: float
+    figures: Figures
     tokens_per_s: float
     seconds_left: float
     kept: tuple[tuple[str, int], ...]
@@ -71,27 +72,6 @@ class Reporter(Protocol):
 
     def event(self, text: str) -> None:
         """Take note of something that happened once."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TrainingResult:
-    """What a run that was not stopped has reached.
-
-    Attributes:
-        model: path of the ONNX file, in the run's folder.
-        perplexity: of the test text in PyTorch.
-        onnx_perplexity: of the test text in ONNX Runtime, from the written file.
-        test_tokens: number of tokens of the test text.
-        share: of the recurrent multiply-adds kept.
-        speed_ratio: tokens per second of the last epoch over those of the first.
-    """
-
-    model: Path
-    perplexity: float
-    onnx_perplexity: float
-    test_tokens: int
-    share: float
-    speed_ratio: float
 
 
 def train(run: TrainingRun, *, report: Reporter, stop: Callable[[], bool] = lambda: False) -> bool:
@@ -128,11 +108,11 @@ def train(run: TrainingRun, *, report: Reporter, stop: Callable[[], bool] = lamb
 
 
 def finish(run: TrainingRun, corpus: Any, *, threads: int | None = None) -> TrainingResult:
-    """Write `model.onnx` at the original shapes and measure it on the test text; in the main process only.
+    """Write `model.onnx` at the original shapes and measure it on the test data; in the main process only.
 
     Args:
         run: after `train` returned True.
-        corpus: a `toolchain.models.text.Corpus`.
+        corpus: what the run was begun with.
         threads: of ONNX Runtime.
 
     Raises:
@@ -140,31 +120,22 @@ def finish(run: TrainingRun, corpus: Any, *, threads: int | None = None) -> Trai
         ParityError: ONNX Runtime computes something else than PyTorch.
     """
     model = run.method.finished(run.model, dense=build_network(run.recipe.model, len(corpus.vocabulary)))
-    path = run.folder / MODEL
-    export(model, path, metadata={"toolchain.vocabulary_sha256": corpus.vocabulary_hash})
-    test = torch.from_numpy(corpus.test).long().to(run.processes.device)
     speeds = [float(row["tokens_per_s"] or 0) for row in run.metrics]
-    return TrainingResult(
-        model=path,
-        perplexity=torch_perplexity(model, test[:, None]),
-        onnx_perplexity=onnx_perplexity(path, corpus.test, threads=threads),
-        test_tokens=len(corpus.test),
+    return run.task.finish(
+        model,
+        corpus,
+        run.folder / MODEL,
         share=run.method.share_kept(run.model),
         speed_ratio=speeds[-1] / speeds[0],
+        threads=threads,
     )
 
 
 def _update(run: TrainingRun, *, stop: bool) -> tuple[Tensor, bool]:
     """Do one update; return its loss and whether any process wants to stop."""
     schedule, model = run.schedule, run.model
-    row = run.update % schedule.updates_per_epoch * schedule.steps
-    x, y = run.train[row : row + schedule.steps], run.train[row + 1 : row + schedule.steps + 1]  # [T, B]
-    if run.state is None:
-        run.state = model.initial_state(x.shape[1])  # type: ignore[operator]  # nn.Module hides the protocol
     with _precision(run):
-        logits, state = model(x, run.state)
-    loss = nn.functional.cross_entropy(logits.float().flatten(0, 1), y.flatten())  # nats per token
-    run.state = tuple(tuple(part.detach() for part in layer) for layer in state)
+        loss, run.state = run.task.loss(model, run.update, run.state)
     run.loss_sum += loss.detach()
     price = run.method.price(model, schedule.selection_progress(run.update))
     total = loss if price is None else loss + price
@@ -229,20 +200,9 @@ def _set_mode(run: TrainingRun) -> None:
 
 @torch.no_grad()
 def _replay(run: TrainingRun) -> None:
-    """Run the model over the text just read, as it would be evaluated."""
-    recent = _recent_tokens(run)  # [rows, B]
+    """Run the model over the data just read, as it would be evaluated."""
     with evaluation_mode(run.model):
-        state = run.model.initial_state(recent.shape[1])  # type: ignore[operator]  # nn.Module hides the protocol
-        for start in range(0, len(recent), CHUNK):
-            _, state = run.model(recent[start : start + CHUNK], state)
-
-
-def _recent_tokens(run: TrainingRun) -> Tensor:
-    """Return the rows of text just read, all processes' columns, or the last rows at the top of an epoch."""
-    rows = max(1, run.recipe.gates.calibration_tokens // run.recipe.optim.batch_size)
-    end = run.update % run.schedule.updates_per_epoch * run.schedule.steps or len(run.train)
-    start = max(0, end - rows)
-    return gather_columns(run.train[start:end], processes=run.processes)
+        run.task.read_recent(run.model, run.update)
 
 
 def _end_epoch(run: TrainingRun, report: Reporter) -> None:
@@ -254,17 +214,16 @@ def _end_epoch(run: TrainingRun, report: Reporter) -> None:
             f"epoch {epoch}: the training loss is {loss}; expected a number. "
             "Lower optim.learning_rate or optim.clip_norm."
         )
-    valid = torch_perplexity(run.model, run.valid) if run.processes.is_main else None
-    tokens = schedule.updates_per_epoch * schedule.steps * run.recipe.optim.batch_size
+    valid = run.task.validate(run.model) if run.processes.is_main else {}
     row: Row = {
         "epoch": epoch,
         "update": run.update,
         "phase": phase_of(run),
         "learning_rate": schedule.learning_rate(run.update - 1),
-        "train_perplexity": math.exp(loss),
-        "valid_perplexity": decided_by_main(valid, processes=run.processes),
+        **run.task.training_figures(loss),
+        **decided_by_main(valid, processes=run.processes),
         "multiply_adds_share": run.method.share_kept(run.model),
-        "tokens_per_s": tokens / run.seconds,
+        "tokens_per_s": run.task.tokens_per_epoch / run.seconds,
         "seconds": run.seconds,
     }
     run.metrics.append(row)
@@ -295,7 +254,8 @@ def _step_report(run: TrainingRun, loss: float, in_epoch: int) -> StepReport:
         epoch=run.update // schedule.updates_per_epoch + 1,
         phase=phase_of(run),
         loss=loss,
-        tokens_per_s=schedule.steps * run.recipe.optim.batch_size / update_s,
+        figures=run.task.training_figures(min(loss, 20.0)),  # the first losses may overflow a readable number
+        tokens_per_s=run.task.tokens_per_epoch / schedule.updates_per_epoch / update_s,
         seconds_left=(schedule.updates - run.update) * update_s,
         kept=open_neurons(run.model),
     )

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -27,26 +26,25 @@ from toolchain.training.methods.pruning_method import PruningMethod
 from toolchain.training.processes import Processes, gather_columns, own_columns
 from toolchain.training.recipe import ModelSection, OptimSection, Recipe
 from toolchain.training.run_folder import CHECKPOINT, Row
-from toolchain.training.schedule import Schedule, plan_schedule
+from toolchain.training.schedule import Schedule
+from toolchain.training.task import Task, begin_task
 
 
 @dataclass(slots=True, kw_only=True)
 class TrainingRun:
-    """Everything that changes while a network is trained, and what it is trained on.
+    """Everything that changes while a network is trained, and what it is trained for.
 
     Attributes:
         recipe: as resolved.
         folder: `runs/NAME`.
         processes: this process among all.
-        schedule: which update happens when.
-        train: this process's columns of the training text, shape `[rows, batch_size/processes]`.
-        valid: the validation text, shape `[rows, batch_size]`.
+        task: data, loss and figures.
         model: the network in training: gated, cut or plain.
         optimizer: of its weights.
         method: what prunes the model, with its state.
-        state: carried from the previous update; None at the top of the text.
+        state: carried from the previous update; None at the top of the data.
         update: number of updates done.
-        loss_sum: of this epoch's updates, nats per token, float64 scalar.
+        loss_sum: of this epoch's updates, float64 scalar.
         seconds: of this epoch's training.
         metrics: rows of `metrics.csv`.
         gates: rows of `gates.csv`.
@@ -55,9 +53,7 @@ class TrainingRun:
     recipe: Recipe
     folder: Path
     processes: Processes
-    schedule: Schedule
-    train: Tensor
-    valid: Tensor
+    task: Task
     model: nn.Module
     optimizer: torch.optim.Optimizer
     method: PruningMethod
@@ -67,6 +63,11 @@ class TrainingRun:
     seconds: float
     metrics: list[Row]
     gates: list[Row]
+
+    @property
+    def schedule(self) -> Schedule:
+        """Which update happens when."""
+        return self.task.schedule
 
 
 def begin_run(
@@ -81,23 +82,19 @@ def begin_run(
 
     Args:
         recipe: what to train.
-        corpus: a `toolchain.models.text.Corpus`.
+        corpus: what the recipe's data section names, as a `toolchain.models.text.Corpus`.
         folder: `runs/NAME`, which exists.
         processes: from `join_processes`.
         weights: state of the recipe's network to start from; None starts from random weights.
 
     Raises:
-        DatasetError: the text cannot fill the columns of a batch.
+        DatasetError: there is not enough data for one batch.
         RecipeError: the recipe's factory cannot be used.
-        TrainingError: the columns cannot be shared out over the processes, or the model cannot be gated.
+        TrainingError: a batch cannot be shared out over the processes, or the model cannot be gated.
     """
     # The same seed in every process: all start from the same weights and sample the same gates. Dropout masks
-    # are then alike too, each on its own columns.
+    # are then alike too, each on its own part of the batch.
     torch.manual_seed(recipe.run.seed)
-    text = importlib.import_module("toolchain.models.text")
-    batch_size = recipe.optim.batch_size
-    train = torch.from_numpy(text.batch_columns(corpus.train, batch_size).astype(np.int64))
-    valid = torch.from_numpy(text.batch_columns(corpus.valid, min(batch_size, len(corpus.valid) // 2)).astype(np.int64))
     model = build_network(recipe.model, len(corpus.vocabulary))
     if weights is not None:
         model.load_state_dict(weights)
@@ -107,9 +104,7 @@ def begin_run(
         recipe=recipe,
         folder=folder,
         processes=processes,
-        schedule=plan_schedule(recipe.optim, recipe.gates if method.learning else None, rows=len(train)),
-        train=own_columns(train, processes=processes),
-        valid=valid.to(processes.device),
+        task=begin_task(recipe, corpus, recipe.gates if method.learning else None, processes=processes),
         model=model,
         optimizer=weights_optimizer(model, recipe.optim),
         method=method,
