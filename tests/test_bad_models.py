@@ -299,8 +299,15 @@ def test_versions_from_the_future_are_refused(tmp_path: Path) -> None:
     )
 
 
-def test_a_model_that_the_runtime_refuses_is_refused_in_its_words_without_its_source_files(tmp_path: Path) -> None:
+@pytest.mark.parametrize("dead", [True, False])
+def test_a_model_that_the_runtime_refuses_is_refused_in_its_words_without_its_source_files(
+    tmp_path: Path, dead: bool
+) -> None:
+    """Whether anything could be removed or not."""
+
     def foreign(model: ModelProto) -> None:
+        if not dead:
+            give(model, "head", np.ones_like(numpy_helper.to_array(tensor(model, "head"))))
         model.opset_import.append(helper.make_opsetid("my.company", 1))
         model.graph.node.append(helper.make_node("Smooth", ["Z"], ["smooth"], domain="my.company", name="smoother"))
         model.graph.output[0].name = "smooth"
@@ -354,7 +361,7 @@ def test_nodes_out_of_order_are_put_in_order(tmp_path: Path) -> None:
 
 def test_names_inside_a_subgraph_may_come_from_around_it_and_are_checked_too(tmp_path: Path) -> None:
     def branch(read: str) -> onnx.GraphProto:
-        return helper.make_graph([helper.make_node("Relu", [read], [f"{read}_out"], name="inner")], "branch", [],
+        return helper.make_graph([helper.make_node("Cast", [read], [f"{read}_out"], name="inner", to=1)], "branch", [],
                                  [value(f"{read}_out", None)])  # fmt: skip
 
     def model(read: str) -> Path:

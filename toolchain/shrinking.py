@@ -29,7 +29,7 @@ from toolchain.interface import ModelInterface, read_interface
 from toolchain.oneshot.pruning import DistillationReport, Pruning, PruningReport, analyse_for, distil_cut, prune
 from toolchain.oneshot.selection import Analysis
 from toolchain.shrink_result import ShrinkResult, Sizes
-from toolchain.verification import Parity, prove, runnable
+from toolchain.verification import Parity, check_runs, prove, runnable
 
 AUTO = "auto"
 Progress = Callable[[str], None]
@@ -108,6 +108,9 @@ def shrink(
         decision, work = _decide(source, carried, compact_state, explained, pruning, analysis, progress)
         _check_targets(source, target, mask, decision.interface.weights_files)
         if not work.plan.removes_something:
+            # What blocks a node says more than ONNX Runtime would, of layout=1 for instance.
+            if not dry_run and not any(change.blocked_by for change in decision.changes):
+                check_runs(decision.interface)
             return _result(decision, "nothing_to_remove", decision.before)
         with ExitStack() as files:  # both files get their names, or neither
             originals = [] if decision.pruned else [decision.interface]

@@ -262,6 +262,15 @@ def _open_candidate(candidate: Path, *, mapped: bool, without: Sequence[str]) ->
         ) from error
 
 
+def check_runs(model: ModelInterface) -> None:
+    """Check that ONNX Runtime takes a model.
+
+    Raises:
+        ModelFileError: it does not.
+    """
+    open_session(model.path, threads=THREADS, mapped=model.file_bytes >= MAPPED_BYTES)
+
+
 def _expected(
     reference: ModelInterface,
     carried: Sequence[StatePair],
