@@ -18,6 +18,7 @@ import numpy.typing as npt
 from toolchain.errors import BenchError
 from toolchain.interface import read_interface
 from toolchain.oneshot.calibration import Arrays, Calibration, read_calibration, run_calls, split
+from toolchain.oneshot.pieces import in_pieces
 from toolchain.runtime import open_session
 
 from . import real_samples
@@ -79,14 +80,19 @@ CASES = (
 def score_against(original: Path, samples: str, case: RealCase) -> Score:
     """Return a function that compares a file with the original on the samples held out of the calibration.
 
+    Squared differences are held against the variance over all samples.
+
     Args:
         original: what the file was made of.
         samples: the calibration it was made with.
         case: names the output, and what a decision on it is.
     """
-    _, held_out = split(read_calibration(samples, read_interface(original), case.carried or ()))
+    interface = read_interface(original)
+    calibration = in_pieces(read_calibration(samples, interface, case.carried or ()), interface)
+    _, held_out = split(calibration)
+    everything = [array.ravel() for array in _outputs(original, calibration, case.output)]
+    variance = float(np.var(np.concatenate(everything), dtype=np.float64))
     expected = _outputs(original, held_out, case.output)
-    variance = float(np.var(np.concatenate([array.ravel() for array in expected]), dtype=np.float64))
 
     def score(file: Path) -> Row:
         pairs = list(zip(expected, _outputs(file, held_out, case.output), strict=True))

@@ -6,11 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from graphs import layer_with_head
+from graphs import layer_with_head, recurrent_weights, run, save, value
+from onnx import helper
 
 from toolchain.errors import CalibrationError
 from toolchain.interface import read_interface
-from toolchain.oneshot.calibration import Calibration, limited, random_calibration, read_calibration, split
+from toolchain.oneshot.calibration import Calibration, limited, read_calibration, run_calls, split
+from toolchain.runtime import open_session
 
 
 @pytest.fixture
@@ -108,12 +110,63 @@ def test_what_is_no_calibration_is_refused(model: Path, tmp_path: Path) -> None:
         assert message in str(raised.value)
 
 
-def test_the_last_calls_are_held_out(model: Path) -> None:
-    calibration = random_calibration(read_interface(model), ())
-    fit, held_out = split(calibration)
-    assert (fit.num_calls, held_out.num_calls) == (16, 4)
-    np.testing.assert_array_equal(held_out.streams[0][0]["X"], calibration.streams[0][16]["X"])
-    assert limited(calibration, 5).num_calls == 5
+def numbered(lengths: list[int], carried: tuple[tuple[str, str], ...] = ()) -> Calibration:
+    """Return streams so long, of calls that are numbered throughout."""
+    numbers = iter(range(sum(lengths)))
+    streams = tuple(tuple({"X": np.array([next(numbers)])} for _ in range(length)) for length in lengths)
+    return Calibration(source="samples", streams=streams, carried=carried)
+
+
+def counting(calibration: Calibration) -> list[int]:
+    """Return the numbers of the calls that count."""
+    pairs = [
+        pair for both in zip(calibration.streams, calibration.marks, strict=True) for pair in zip(*both, strict=True)
+    ]
+    return [int(call["X"][0]) for call, counts in pairs if counts]
+
+
+@pytest.mark.parametrize("carried", [(), (("h", "h_out"),)])
+@pytest.mark.parametrize("lengths", [[30], [7, 1, 22], [1] * 30])
+def test_every_fifth_call_is_held_out_all_over_the_recording(
+    lengths: list[int], carried: tuple[tuple[str, str], ...]
+) -> None:
+    fit, held_out = split(numbered(lengths, carried))
+    assert counting(held_out) == [4, 9, 14, 19, 24, 29]
+    assert counting(fit) == [number for number in range(30) if number % 5 != 4]
+
+
+def test_of_a_long_recording_ten_stretches_are_held_out() -> None:
+    fit, held_out = split(numbered([500]))
+    assert counting(held_out) == [50 * part + 40 + number for part in range(10) for number in range(10)]
+    assert fit.num_calls + held_out.num_calls == 500
+    assert counting(split(numbered([2]))[1]) == [1]
+    one = numbered([1])
+    assert split(one) == (one, one)
+
+
+def test_state_flows_through_the_calls_that_do_not_count(tmp_path: Path) -> None:
+    weights = recurrent_weights("RNN", input_size=5, hidden_size=4)
+    node = helper.make_node("RNN", ["X", "W", "R", "B", "", "h"], ["Y", "h_out"], hidden_size=4)
+    path = save(tmp_path / "s.onnx", [node], [value("X", ["T", "B", 5]), value("h", [1, "B", 4])],
+                [value("Y", ["T", 1, "B", 4]), value("h_out", [1, "B", 4])], weights)  # fmt: skip
+    X, zero = normal(20, 3, 1, 5), np.zeros((1, 1, 4), np.float32)
+    stream = tuple({"X": x, "h": zero} for x in X)
+    whole = Calibration(source="samples", streams=(stream,), carried=(("h", "h_out"),))
+    session = open_session(path, threads=1)
+    expected = run(path, {"X": X.reshape(60, 1, 5), "h": zero})["Y"].reshape(20, 3, 1, 1, 4)
+    for part, numbers in zip(split(whole), ([n for n in range(20) if n % 5 != 4], [4, 9, 14, 19]), strict=True):
+        found = [call["Y"] for call in run_calls(session, part, ["Y"])]
+        np.testing.assert_allclose(found, expected[numbers], atol=1e-6)
+
+
+def test_a_few_calls_are_taken_from_the_whole_of_one_stream() -> None:
+    assert counting(limited(numbered([40]), 5)) == [0, 10, 20, 29, 39]
+    fit, _ = split(numbered([100], (("h", "h_out"),)))
+    some = limited(fit, 20)
+    assert [[int(call["X"][0]) for call in stream] for stream in some.streams] == [
+        [10 * part, 10 * part + 1] for part in range(10)
+    ]
+    assert limited(fit, 80) is fit
 
 
 def test_of_many_short_streams_a_few_are_taken_from_first_to_last() -> None:

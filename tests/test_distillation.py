@@ -20,12 +20,12 @@ from toolchain.interface import read_interface
 from toolchain.oneshot.calibration import Calibration, run_calls, split
 from toolchain.oneshot.distillation import DistillationResult, distil, trained_weights
 from toolchain.oneshot.gradient_steps import structural_mask
-from toolchain.oneshot.output_error import output_kinds
+from toolchain.oneshot.output_error import output_kinds, spreads
 from toolchain.oneshot.selection import Probe
 from toolchain.runtime import open_session
 
 CARRIED = (("h", "h_out"), ("c", "c_out"))
-STEPS = 40
+STEPS = 60
 RATE = 3e-3  # networks of 8 units take larger steps than those of hundreds
 
 
@@ -83,7 +83,9 @@ def distilled(
     fit, held = split(samples(original, carried))
     interface, model, session = read_interface(original), ir.load(small), open_session(original, threads=1)
     kinds = output_kinds(model.graph, interface, carried)
-    probe = Probe(calibration=held, expected=tuple(run_calls(session, held, list(kinds))), kinds=kinds)
+    answers = run_calls(session, samples(original, carried), list(kinds))
+    probe = Probe(calibration=held, expected=tuple(run_calls(session, held, list(kinds))), kinds=kinds,
+                  spreads=spreads(answers, kinds))  # fmt: skip
     before = ir.to_proto(model).SerializeToString(deterministic=True)
     result = distil(model, session, interface=interface, fit=fit, held_out=probe, steps=steps, threads=1,
                     learning_rate=learning_rate,

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import onnx
+import onnx_ir as ir
 import pytest
-from graphs import recurrent_weights, run, save, value
+from graphs import layer_with_head, recurrent_weights, run, save, value
 from onnx import helper
 
 from toolchain.graph.loading import load_model
@@ -14,6 +17,7 @@ from toolchain.graph.normalise import normalise
 from toolchain.oneshot.calibration import read_calibration
 from toolchain.oneshot.moments import watch
 from toolchain.oneshot.survey import survey
+from toolchain.runtime import open_session
 
 CALLS, STEPS, BATCH, INPUT, HIDDEN = 3, 4, 2, 5, 6
 
@@ -109,3 +113,26 @@ def test_neurons_that_hardly_move_have_a_covariance_all_the_same(tmp_path: Path)
     rows = X.reshape(-1, INPUT).astype(np.float64)
     np.testing.assert_allclose(found.mean, rows.mean(axis=0), rtol=1e-6)
     np.testing.assert_allclose(found.covariance, np.cov(rows.T, bias=True), atol=1e-3 * rows.var())
+
+
+def test_what_only_other_outputs_need_is_not_computed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = layer_with_head(tmp_path / "m.onnx", dead=((),))
+    np.savez(tmp_path / "s.npz", X=np.random.default_rng(0).standard_normal((CALLS, STEPS, BATCH, INPUT)).astype("f"))
+    model, interface = load_model(path)
+    surveyed = survey(normalise(model).model, (), columns=True)
+    calibration = read_calibration(str(tmp_path / "s.npz"), interface, ())
+    computed: list[str] = []
+
+    def spy(file: Path, **options: Any) -> Any:
+        graph = onnx.load(file).graph
+        computed.extend([*(node.op_type for node in graph.node), *(tensor.name for tensor in graph.initializer)])
+        return open_session(file, **options)
+
+    monkeypatch.setattr("toolchain.oneshot.moments.open_session", spy)
+    recurrent = [matrix for matrix in surveyed.matrices if matrix.part == "R"]
+    before = ir.to_proto(surveyed.model).SerializeToString(deterministic=True)
+    (found,) = watch(surveyed.model, recurrent, calibration).values()
+    assert "LSTM" in computed
+    assert not {"MatMul", "head"} & set(computed)
+    assert ir.to_proto(surveyed.model).SerializeToString(deterministic=True) == before
+    assert found.count == CALLS * STEPS * BATCH

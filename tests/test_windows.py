@@ -6,11 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
+import pytest
 from graphs import layer_with_head, recurrent_weights, save, value
 from onnx import helper
 
 from toolchain.interface import read_interface
-from toolchain.oneshot.calibration import Calibration, run_calls
+from toolchain.oneshot.calibration import Calibration, run_calls, split
 from toolchain.oneshot.windows import WINDOW_STEPS, Answers, batch_axes, cut_windows, with_own_state
 from toolchain.runtime import open_session
 
@@ -46,6 +47,35 @@ def test_calls_without_state_are_windows_of_their_own(tmp_path: Path) -> None:
     assert [len(window.calls) for window in windows] == [1] * 4
     assert {window.follows for window in windows} == {None}
     assert [window.steps for window in windows] == [30, 300] * 2
+
+
+def test_held_out_calls_are_windows_that_do_not_count(tmp_path: Path) -> None:
+    path = streaming(tmp_path / "m.onnx")
+    whole = stream([60] * 10, hidden_size=4)
+    fit, _ = split(whole)  # calls 4, 9, 14 and 19 are held out; the last one of a stream is not even run
+    windows = cut_windows(fit, read_interface(path))
+    assert [window.counts for window in windows] == [True, True, False, True, True] * 2
+    assert [len(window.calls) for window in windows] == [2, 2, 1, 2, 2] * 2
+    assert [window.follows for window in windows] == [None, 0, 1, 2, 3, None, 5, 6, 7, 8]
+    session = open_session(path, threads=1)
+    answers = Answers(session, windows, ["Y"], CARRIED)
+    expected = [call["Y"] for call in run_calls(session, whole, ["Y"])]
+    actual = [call["Y"] for index, window in enumerate(windows) if window.counts for call in answers.of(index)]
+    counted = [number for number in range(20) if number % 5 != 4]
+    for one, number in zip(actual, counted, strict=True):
+        np.testing.assert_allclose(one, expected[number], atol=1e-6)
+
+
+def test_weights_are_chosen_by_windows_from_all_over_the_samples(tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    from toolchain.oneshot.gradient_steps import divided
+
+    fit, _ = split(stream([100] * 25, hidden_size=4))
+    windows = cut_windows(fit, read_interface(streaming(tmp_path / "m.onnx")))
+    seen, unseen = divided(windows)
+    assert sorted([*seen, *unseen]) == [index for index, window in enumerate(windows) if window.counts]
+    assert len(unseen) == 4
+    assert max(np.diff([0, *unseen, len(windows)])) < len(windows) // 2
 
 
 def test_a_long_call_is_cut_in_time_and_nothing_is_lost(tmp_path: Path) -> None:

@@ -34,7 +34,7 @@ from toolchain.graph.program import StatePair
 from toolchain.graph.quantisable import NodeKept, NodeQuantised, QuantisationPlan, plan_quantisation
 from toolchain.interface import ModelInterface, read_interface
 from toolchain.oneshot.calibration import RANDOM, Calibration, random_calibration, run_calls
-from toolchain.oneshot.output_error import Kind, output_kinds
+from toolchain.oneshot.output_error import Kind, output_kinds, spreads
 from toolchain.oneshot.output_error import OutputError as ErrorSum
 from toolchain.recurrent import slot
 from toolchain.runtime import first_line, open_session
@@ -63,7 +63,8 @@ class QuantisationResult:
         kept: recurrent nodes, matrices and embedding tables that stay in floating point.
         error: of the outputs against those of `source`, as `output_error` defines it; None when it was not measured.
         measured_on: the samples of that error, or why there is none.
-        calls: number of samples.
+        calls: number of samples that the error was measured on.
+        held_out: whether those were held out of a decision.
     """
 
     source: Path
@@ -75,6 +76,7 @@ class QuantisationResult:
     error: float | None
     measured_on: str
     calls: int
+    held_out: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """Return the result as plain data, by the schema in docs/shrink.md."""
@@ -86,6 +88,7 @@ def quantise(
     output: Path | None = None,
     *,
     calibration: Calibration | None = None,
+    held_out: Calibration | None = None,
     carried: Sequence[StatePair] | None = None,
     threads: int | None = None,
 ) -> QuantisationResult:
@@ -96,6 +99,7 @@ def quantise(
         output: the file to write, whole or not at all; by default `NAME.int8.onnx` beside the model.
         calibration: samples to measure the error on; None takes random inputs, and the result says so. States of
             another width, as the model had before they were compacted, start at zero.
+        held_out: measure on this part of the samples alone; what differences are held against is the spread over all.
         carried: state inputs with the outputs that are fed back into them; None takes the samples' pairs, or what the
             model's metadata declares.
         threads: of ONNX Runtime while the error is measured.
@@ -118,7 +122,9 @@ def quantise(
     model, interface = load_model(path)
     metadata = dict(model.metadata_props)
     declared = interface.carried if calibration is None else calibration.carried
-    samples = _samples(interface, calibration, tuple(declared if carried is None else carried))
+    pairs = tuple(declared if carried is None else carried)
+    samples = random_calibration(interface, pairs) if calibration is None else _fitting(interface, calibration, pairs)
+    judged = samples if held_out is None else _fitting(interface, held_out, pairs)
     model = _prepared(path, normalise(model).model)
     kinds = output_kinds(model.graph, interface, samples.carried)
     plan = plan_quantisation(model.graph)
@@ -132,11 +138,12 @@ def quantise(
         smaller.metadata_props.update(metadata)
         with written_model(smaller, target) as unfinished:
             verify(interface, unfinished, carried=samples.carried, tolerance=ANY_VALUE)
-            error, measured_on = _error(path, unfinished, kinds, samples, threads)
+            error, measured_on = _error(path, unfinished, kinds, samples, judged, threads)
             written = read_interface(unfinished).file_bytes
     return QuantisationResult(source=path, output=target, bytes_before=interface.file_bytes, bytes_after=written,
                               quantised=plan.wanted, kept=plan.kept, error=error, measured_on=measured_on,
-                              calls=0 if error is None else samples.num_calls)  # fmt: skip
+                              calls=0 if error is None else judged.num_calls,
+                              held_out=held_out is not None)  # fmt: skip
 
 
 def default_output(source: Path) -> Path:
@@ -240,10 +247,8 @@ def _is_8_bit(value: ir.Value | None) -> bool:
     return value is not None and value.const_value is not None and value.const_value.dtype.itemsize == 1
 
 
-def _samples(interface: ModelInterface, calibration: Calibration | None, carried: tuple[StatePair, ...]) -> Calibration:
-    """Return the samples with states of the model's own width, which start at zero; random ones for want of any."""
-    if calibration is None:
-        return random_calibration(interface, carried)
+def _fitting(interface: ModelInterface, calibration: Calibration, carried: tuple[StatePair, ...]) -> Calibration:
+    """Return samples with states of the model's own width, which start at zero."""
     widths = {model_input.name: model_input.shape[-1] for model_input in interface.inputs if model_input.shape}
     states = {state_in for state_in, _ in carried}
 
@@ -259,13 +264,14 @@ def _samples(interface: ModelInterface, calibration: Calibration | None, carried
 
 
 def _error(
-    path: Path, smaller: Path, kinds: dict[str, Kind], samples: Calibration, threads: int | None
+    path: Path, smaller: Path, kinds: dict[str, Kind], samples: Calibration, judged: Calibration, threads: int | None
 ) -> tuple[float | None, str]:
     """Return the error of the outputs, and what it was measured on or why not; both models run side by side."""
-    total = ErrorSum(kinds)
+    names = list(kinds)
     sessions = [open_session(model, threads=threads) for model in (path, smaller)]
     try:
-        for wanted, got in zip(*(run_calls(session, samples, list(kinds)) for session in sessions), strict=True):
+        total = ErrorSum(kinds, spreads(run_calls(sessions[0], samples, names), kinds))
+        for wanted, got in zip(*(run_calls(session, judged, names) for session in sessions), strict=True):
             total.add(wanted, got)
     except CalibrationError as error:
         if samples.source != RANDOM:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from toolchain.cli.json_file import write_json
+from toolchain.cli.prune_options import warning_lines
 from toolchain.files import write_text
 
 if TYPE_CHECKING:
@@ -47,6 +48,8 @@ def shrink_family(
     console = Console()
     console.width = max(console.width, WIDTH)
     console.print(family_table(results))
+    for line in warning_lines(results[0].pruned) if results[0].pruned is not None else []:
+        console.print(line, highlight=False, soft_wrap=True, markup=False)
     written = [str(result.output) for result in results if result.output is not None]
     if written:
         console.print(f"Next: toolchain bench {' '.join(written)} --baseline {model} --device cpu", highlight=False,

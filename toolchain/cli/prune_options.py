@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from toolchain.oneshot.selection import TargetKind
 
 SECONDS = {"s": 1.0, "ms": 1e-3, "us": 1e-6}
+ONE_CALL = "the one call that also decided"
 CRITERIA = ("reconstruct", "magnitude", "activation", "random")
 TARGETS: dict[str, TargetKind] = {
     "ratio": "ratio",
@@ -167,20 +168,34 @@ def report_lines(report: PruningReport) -> list[str]:
         kind = "units" if group.recurrent else "columns"
         held = f", {group.held} of them held by more than matrices (see --explain)" if group.held else ""
         lines.append(f"  {', '.join(group.nodes)}: {group.size} -> {group.kept} {kind}{held}")
-    calls = f"{report.held_out_calls} held-out call{'s' if report.held_out_calls != 1 else ''}"
+    unit = "piece" if report.in_pieces else "call"
+    calls = f"{report.held_out_calls} held-out {unit}{'s' if report.held_out_calls != 1 else ''}"
     if not report.held_out_calls:
-        calls = "the one call that also decided: nothing was left to hold out"
+        calls = f"{ONE_CALL}: nothing was left to hold out"
     if report.seconds is not None:
         lines.append(f"One call takes {1e3 * report.seconds:.3g} ms, one thread, before folding.")
-    return [*lines, f"Relative output error: {report.error:.3g}, on {calls}."]
+    return [*lines, f"Relative output error: {report.error:.3g}, on {calls}.", *warning_lines(report)]
+
+
+def warning_lines(report: PruningReport) -> list[str]:
+    """Return what is wrong with the samples, for people."""
+    lines = []
+    if report.rows < report.advised_rows:
+        lines.append(f"Few samples: {report.rows:,} steps decided; for layers as wide as these {report.advised_rows:,} "
+                     "or more are advised. Beyond the samples the error may be larger.")  # fmt: skip
+    if report.resting:
+        lines.append(f"State at zero in every call: {', '.join(report.resting)}. If the caller feeds state back, say "
+                     "`--carried auto`, or name each with --carried IN=OUT.")  # fmt: skip
+    return lines
 
 
 def distilled_line(report: DistillationReport) -> str:
     """Return what gradient steps did, for people."""
+    took = f"Distilled for {report.steps} steps: "
     if not report.kept:
-        return f"Distilled for {report.steps} steps: the held-out error did not fall; the model is as it was cut."
-    return (f"Distilled for {report.steps} steps: relative output error {report.error_before:.3g} -> "
-            f"{report.error_after:.3g}.")  # fmt: skip
+        return f"{took}the {'held-out ' * report.held_out}error did not fall; the model is as it was cut."
+    where = "" if report.held_out else f", on {ONE_CALL}: how much of it holds elsewhere is not known"
+    return f"{took}relative output error {report.error_before:.3g} -> {report.error_after:.3g}{where}."
 
 
 def curve_lines(report: PruningReport) -> list[str]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from toolchain.oneshot.calibration import Calibration
     from toolchain.ort_format import OrtFormatResult
     from toolchain.quantisation import QuantisationResult
     from toolchain.shrink_result import ShrinkResult
@@ -22,7 +23,8 @@ def make_smaller(result: ShrinkResult, *, int8: bool, ort: bool, calibration: st
     if int8:
         from toolchain.quantisation import quantise
 
-        quantised = quantise(model, calibration=_held_out(result, calibration), carried=result.carried)
+        samples, held_out = _samples(result, calibration)
+        quantised = quantise(model, calibration=samples, held_out=held_out, carried=result.carried)
     if ort:
         from toolchain.ort_format import to_ort_format
 
@@ -31,13 +33,18 @@ def make_smaller(result: ShrinkResult, *, int8: bool, ort: bool, calibration: st
     return quantised, converted
 
 
-def _held_out(result: ShrinkResult, calibration: str | None) -> Any:
+def _samples(result: ShrinkResult, calibration: str | None) -> tuple[Calibration | None, Calibration | None]:
+    """Return the samples, and those of them that were held out; None where there are none."""
     if calibration is None:
-        return None
+        return None, None
     from toolchain.interface import read_interface
     from toolchain.oneshot.calibration import read_calibration, split
+    from toolchain.oneshot.pieces import in_pieces
 
-    return split(read_calibration(calibration, read_interface(result.source), result.carried))[1]
+    interface = read_interface(result.source)
+    samples = in_pieces(read_calibration(calibration, interface, result.carried), interface)
+    fit, held_out = split(samples)
+    return samples, None if held_out is fit else held_out
 
 
 def smaller_lines(quantised: QuantisationResult | None, converted: OrtFormatResult | None) -> list[str]:
@@ -56,8 +63,9 @@ def _int8_lines(quantised: QuantisationResult) -> list[str]:
     if quantised.output is None:
         return [f"Nothing to quantize in {quantised.source}: no int8 model was written.", *kept]
     error = "not measured" if quantised.error is None else f"{quantised.error:.3g}"
+    held_out = "held-out samples of " if quantised.held_out else ""
     return [
         f"Written: {quantised.output} ({quantised.bytes_before:,} -> {quantised.bytes_after:,} bytes; relative output "
-        f"error against float {error}, on {quantised.measured_on})",
+        f"error against float {error}, on {held_out}{quantised.measured_on})",
         *kept,
     ]

@@ -50,14 +50,18 @@ def scaled_curve(losses: FloatArray, measured: Sequence[tuple[int, float]]) -> C
     return Curve(errors=np.maximum.accumulate(losses * scale))
 
 
-def descend(curves: Sequence[Curve], sides: Sequence[int], cost: Callable[[Counts], float]) -> Iterator[Counts]:
+def descend(
+    curves: Sequence[Curve], sides: Sequence[int], cost: Callable[[Counts], float], *, evenness: float = 0.0
+) -> Iterator[Counts]:
     """Yield the counts after every step, from nothing removed to all that can be.
 
     Args:
         curves: predicted error of each group.
         sides: of each group; candidates go side by side, so many at a time.
         cost: of the model, what a step is priced in.
+        evenness: no group keeps a smaller share of its candidates than this times the share that all groups keep.
     """
+    sizes = np.array([curve.most + side for curve, side in zip(curves, sides, strict=True)])
     counts: Counts = (0,) * len(curves)
     while True:
         yield counts
@@ -66,10 +70,19 @@ def descend(curves: Sequence[Curve], sides: Sequence[int], cost: Callable[[Count
         steps = [(*counts[:g], counts[g] + step, *counts[g + 1 :]) for g, (step, _) in enumerate(moves)]
         prices = [rise / max(before - cost(after), EPSILON) if step else np.inf
                   for after, (step, rise) in zip(steps, moves, strict=True)]  # fmt: skip
+        even = [after[g] == counts[g] or _is_even(after, sizes, g, evenness) for g, after in enumerate(steps)]
+        if np.isfinite(np.array(prices)[even]).any():  # else what is left to take is taken as it comes
+            prices = [price if fits else np.inf for price, fits in zip(prices, even, strict=True)]
         best = int(np.argmin(prices))
         if np.isinf(prices[best]):
             return
         counts = steps[best]
+
+
+def _is_even(counts: Counts, sizes: npt.NDArray[np.integer], group: int, evenness: float) -> bool:
+    """Tell whether a group keeps enough beside what all groups keep."""
+    kept = 1 - counts[group] / sizes[group]
+    return bool(kept >= evenness * (1 - sum(counts) / sizes.sum()))
 
 
 def predicted_error(curves: Sequence[Curve], counts: Counts) -> float:

@@ -6,6 +6,8 @@
 
 State that the model carries is fed back from call to call within a stream; inputs that hold state may be left out and
 start at zero.
+
+A part of the calls is held out: the last fifth of every tenth of them, so that both parts see the whole recording.
 """
 
 from __future__ import annotations
@@ -13,7 +15,8 @@ from __future__ import annotations
 import runpy
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -29,26 +32,40 @@ from toolchain.runtime import RUNTIME_ERRORS, first_line
 Arrays = dict[str, npt.NDArray[Any]]
 StatePair = tuple[str, str]
 HELD_OUT = 0.2  # of the calls: what no decision has seen, for the error that is reported
+# Stretches that are held out, at most: a recording that ends in silence has them elsewhere too, and few have a
+# neighbour on the other side, which is much like them.
+PARTS = 10
 RANDOM = "random inputs"
 RANDOM_CALLS, RANDOM_STEPS, RANDOM_BATCH = 20, 35, 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Calibration:
-    """Calls by stream; `carried` pairs are fed back within one. `source` is what the user named."""
+    """Calls by stream; `carried` pairs are fed back within one. `source` is what the user named.
+
+    `counted` says of each call whether it counts; one that does not is there for the state that it leaves to the next.
+    None counts all. `in_pieces` tells whether calls are pieces of those that the user gave.
+    """
 
     source: str
     streams: tuple[tuple[Arrays, ...], ...]
     carried: tuple[StatePair, ...]
+    counted: tuple[tuple[bool, ...], ...] | None = None
+    in_pieces: bool = False
+
+    @property
+    def marks(self) -> tuple[tuple[bool, ...], ...]:
+        """Whether each call of each stream counts."""
+        return self.counted or tuple((True,) * len(stream) for stream in self.streams)
 
     @property
     def num_calls(self) -> int:
-        """Calls over all streams."""
-        return sum(map(len, self.streams))
+        """Calls that count, over all streams."""
+        return sum(map(sum, self.marks))
 
 
 def split(calibration: Calibration) -> tuple[Calibration, Calibration]:
-    """Return what decisions are made on, and what their error is measured on: the last calls, at least one.
+    """Return what decisions are made on, and what their error is measured on; where state is carried it flows through.
 
     With a single call there is nothing to hold out: both parts are that call.
     """
@@ -56,42 +73,59 @@ def split(calibration: Calibration) -> tuple[Calibration, Calibration]:
     if total < 2:
         return calibration, calibration
     number = max(1, round(HELD_OUT * total))
-    fit: list[tuple[Arrays, ...]] = []
-    held: list[tuple[Arrays, ...]] = []
-    left = total - number
-    for stream in calibration.streams:
-        fit.append(stream[:left])
-        held.append(stream[left:])
-        left = max(0, left - len(stream))
-    return _with(calibration, fit), _with(calibration, held)
+    parts = min(PARTS, number)
+    held = np.zeros(total, dtype=np.bool_)
+    for part in range(parts):
+        end = total * (part + 1) // parts
+        held[end - number * (part + 1) // parts + number * part // parts : end] = True
+    return _only(calibration, ~held), _only(calibration, held)
+
+
+def _only(calibration: Calibration, chosen: npt.NDArray[np.bool_]) -> Calibration:
+    """Return the chosen calls, of all that there are in their order, with those whose state they need."""
+    streams, counted = [], []
+    ends = np.cumsum([len(stream) for stream in calibration.streams])
+    for stream, marks in zip(calibration.streams, np.split(chosen, ends[:-1]), strict=True):
+        places = np.flatnonzero(marks)
+        if places.size:
+            needed = np.arange(places[-1] + 1) if calibration.carried else places
+            streams.append(tuple(stream[place] for place in needed))
+            counted.append(tuple(marks[needed].tolist()))
+    return replace(calibration, streams=tuple(streams), counted=tuple(counted))
+
+
+def stretches(stream: Sequence[Arrays], marks: Sequence[bool]) -> Iterator[tuple[bool, tuple[Arrays, ...]]]:
+    """Yield consecutive calls of a stream that all count, or all do not, and which it is."""
+    for counts, group in groupby(zip(marks, stream, strict=True), key=lambda pair: pair[0]):
+        yield counts, tuple(call for _, call in group)
 
 
 def limited(calibration: Calibration, calls: int) -> Calibration:
-    """Return about so many calls, evenly over the streams' order, each stream from its start."""
+    """Return about so many calls, evenly over their order; where state is carried, consecutive ones from its start."""
     if calibration.num_calls <= calls:
         return calibration
-    chosen = np.linspace(0, len(calibration.streams) - 1, min(calls, len(calibration.streams))).round().astype(int)
-    streams = [calibration.streams[index] for index in chosen]
+    found = [group for stream, marks in zip(calibration.streams, calibration.marks, strict=True)
+             for counts, group in stretches(stream, marks) if counts]  # fmt: skip
+    if not calibration.carried:
+        found = [(call,) for group in found for call in group]
+    chosen = np.linspace(0, len(found) - 1, min(calls, len(found))).round().astype(int)
+    streams = [found[index] for index in chosen]
     share = calls / sum(map(len, streams))
-    return _with(calibration, [stream[: max(1, round(share * len(stream)))] for stream in streams])
-
-
-def _with(calibration: Calibration, streams: Sequence[tuple[Arrays, ...]]) -> Calibration:
-    kept = tuple(stream for stream in streams if stream)
-    return Calibration(source=calibration.source, streams=kept, carried=calibration.carried)
+    streams = [stream[: max(1, round(share * len(stream)))] for stream in streams]
+    return replace(calibration, streams=tuple(streams), counted=None)
 
 
 def run_calls(session: Any, calibration: Calibration, names: Sequence[str]) -> Iterator[Arrays]:
-    """Run every call, state fed back within a stream; yield the named inputs and outputs of each.
+    """Run every call, state fed back within a stream; yield the named inputs and outputs of each that counts.
 
     Raises:
         CalibrationError: the model fails on a sample.
     """
     states = {out for _, out in calibration.carried}
     fetched = [value.name for value in session.get_outputs() if value.name in {*names, *states}]
-    for stream in calibration.streams:
+    for stream, marks in zip(calibration.streams, calibration.marks, strict=True):
         state: Arrays = {}
-        for number, call in enumerate(stream):
+        for number, (call, counts) in enumerate(zip(stream, marks, strict=True)):
             feeds = {**call, **state}
             try:
                 values = dict(zip(fetched, session.run(fetched, feeds), strict=True))
@@ -101,7 +135,8 @@ def run_calls(session: Any, calibration: Calibration, names: Sequence[str]) -> I
                     "that it accepts. Check their shapes and contents."
                 ) from error
             state = {into: values[out] for into, out in calibration.carried}
-            yield {name: values[name] if name in values else feeds[name] for name in names}
+            if counts:
+                yield {name: values[name] if name in values else feeds[name] for name in names}
 
 
 def random_calibration(interface: ModelInterface, carried: Sequence[StatePair], *, seed: int = 0) -> Calibration:

@@ -21,7 +21,6 @@ import onnx_ir as ir
 from toolchain.errors import DistillationError, MissingExtraError
 from toolchain.interface import ModelInterface
 from toolchain.oneshot.calibration import Calibration
-from toolchain.oneshot.output_error import OutputError
 from toolchain.oneshot.selection import Probe, error_of, opened
 from toolchain.oneshot.windows import Answers, batch_axes, cut_windows, with_own_state
 from toolchain.recurrent import PYTORCH_GATES, slot
@@ -181,15 +180,13 @@ def _lesson(
     from toolchain.oneshot.gradient_steps import Lesson
 
     kinds, carried = held_out.kinds, fit.carried
-    spreads = OutputError(kinds)
-    answers = Answers(original, cut_windows(fit, interface), list(kinds), carried,
-                      each=lambda answer: spreads.add(answer, answer))  # fmt: skip
+    answers = Answers(original, cut_windows(fit, interface), list(kinds), carried)
     windows = cut_windows(with_own_state(fit, model), interface)
     with opened(model, threads) as session:
         own = Answers(session, windows, list(kinds), carried, kept_bytes=0)
         axes = batch_axes(session, windows[0], interface, list(kinds), carried)
         lesson = Lesson(windows=windows, starts=tuple(own.starts), answers=answers, kinds=kinds,
-                        spreads=spreads.spreads(), carried=carried, axes=axes)  # fmt: skip
+                        spreads=held_out.spreads, carried=carried, axes=axes)  # fmt: skip
         _check_parity(graph, lesson, own)
     return lesson
 

@@ -80,7 +80,7 @@ def train(
 ) -> Trained:
     """Take gradient steps; the graph's weights are the best ones after. `axes` as `trained_weights` returns them."""
     classroom = _Classroom(graph, lesson)
-    seen, unseen = _divided(lesson.windows)
+    seen, unseen = divided(lesson.windows)
     batches = _batches(seen, lesson.windows, np.random.default_rng(seed))
     masks = {name: structural_mask(tensor.detach(), axes[name]) for name, tensor in graph.trained.items()}
     optimiser = torch.optim.Adam(graph.trained.values())
@@ -144,15 +144,16 @@ def _step(
     return loss
 
 
-def _divided(windows: Sequence[Window]) -> tuple[list[int], list[int]]:
-    """Return which windows are learnt from, and the last ones, by which weights are chosen; with one it is both."""
-    indices = list(range(len(windows)))
+def divided(windows: Sequence[Window]) -> tuple[list[int], list[int]]:
+    """Return which windows are learnt from, and by which weights are chosen, evenly over all; with one it is both."""
+    indices = [index for index, window in enumerate(windows) if window.counts]
     if len(indices) < 2:
         return indices, indices
     count = max(1, round(UNSEEN * len(indices)))
-    mean = sum(window.steps for window in windows) / len(windows)
+    mean = sum(windows[index].steps for index in indices) / len(indices)
     count = min(count, max(1, round(UNSEEN_STEPS / mean)))
-    return indices[:-count], indices[-count:]
+    unseen = [indices[(part + 1) * len(indices) // count - 1] for part in range(count)]
+    return [index for index in indices if index not in unseen], unseen
 
 
 def _batches(seen: Sequence[int], windows: Sequence[Window], rng: np.random.Generator) -> Iterator[list[int]]:

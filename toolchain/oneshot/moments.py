@@ -1,6 +1,6 @@
 """Mean and covariance of what matrices read, taken from ONNX Runtime while the model runs on calibration samples.
 
-The watched values become outputs of a copy of the model, so that what is measured is what the readers see. Rows are
+The watched values become the outputs of a copy of the model, so that what is measured is what the readers see. Rows are
 every step of every sequence. What `R` reads is the state one step earlier: the initial state is among its rows and the
 last one is not, since weights fitted without it err at the start of every sequence. For a GRU with
 `linear_before_reset=0` the vector `r * h` is computed from that and X.
@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
+from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from toolchain.graph.loading import save_model
 from toolchain.oneshot.calibration import Calibration, run_calls
@@ -61,7 +62,7 @@ def watch(
     names = sorted({name for matrix in sources.values() for name in _watched(matrix)})
     with tempfile.TemporaryDirectory(prefix="toolchain-") as folder:
         path = Path(folder) / "watched.onnx"
-        _save_watched(model, names, path)
+        _save_watched(model, [*names, *(out for _, out in calibration.carried)], path)
         session = open_session(path, threads=threads)
         for values in run_calls(session, calibration, names):
             for source, matrix in sources.items():
@@ -70,17 +71,16 @@ def watch(
 
 
 def _save_watched(model: ir.Model, names: Sequence[str], path: Path) -> None:
-    """Write the model with more outputs."""
-    graph = model.graph
-    outputs = {value.name for value in graph.outputs}
-    produced = {value.name: value for node in graph for value in node.outputs if value.name}
-    added = [produced[name] for name in names if name in produced and name not in outputs]
-    graph.outputs.extend(added)
-    try:
-        save_model(model, path)
-    finally:
-        for _ in added:
-            graph.outputs.pop()
+    """Write a copy of the model that computes the named values, and nothing that only other outputs need."""
+    watched = model.clone()
+    graph = watched.graph
+    values = {value.name: value for value in (*graph.outputs, *(v for node in graph for v in node.outputs))}
+    outputs = [values[name] for name in dict.fromkeys(names) if name in values]
+    if outputs:  # or all that is watched are inputs
+        graph.outputs.clear()
+        graph.outputs.extend(outputs)
+        RemoveUnusedNodesPass()(watched)
+    save_model(watched, path)
 
 
 def _watched(matrix: Matrix) -> Iterator[str]:

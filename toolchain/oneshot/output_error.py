@@ -3,6 +3,9 @@
     an ordinary output       mean squared difference over the output's own variance
     scores of classes        Kullback-Leibler divergence of the predictions over the entropy of the average prediction
 
+Variance and entropy are those over all samples, whichever of them an error is measured on: a stretch of silence has
+next to none of its own.
+
 What matters in scores is the softmax over them, of which squared differences say little: most of a language model's
 scores belong to words that are all but impossible. Scores are recognised by what becomes of them: the output comes from
 a Softmax or LogSoftmax over its last axis, or is as wide as the table of token embeddings has rows.
@@ -10,7 +13,7 @@ a Softmax or LogSoftmax over its last axis, or is as wide as the table of token 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -40,42 +43,56 @@ def _kind(value: ir.Value, words: set[int]) -> Kind:
     return "scores" if width in words else "squares"
 
 
+def spreads(answers: Iterable[Arrays], kinds: Mapping[str, Kind]) -> dict[str, float]:
+    """Return what differences are divided by: variance or entropy of each output that holds numbers, over all calls."""
+    sums: dict[str, list[Any]] = {name: [0, 0.0, 0.0] for name in kinds}
+    for answer in answers:
+        for name, kind in kinds.items():
+            if _holds_numbers(answer[name]):
+                for index, term in enumerate(_spread_terms(_scores(answer[name], kind), kind)):
+                    sums[name][index] = sums[name][index] + term
+    return {name: _spread(kinds[name], *terms) for name, terms in sums.items() if terms[0]}
+
+
 class OutputError:
     """Adds up the differences between two models call by call, so that no output need be kept."""
 
-    def __init__(self, kinds: Mapping[str, Kind]) -> None:
-        self._kinds = kinds
-        self._sums: dict[str, list[Any]] = {name: [0, 0.0, 0.0, 0.0] for name in kinds}
+    def __init__(self, kinds: Mapping[str, Kind], spreads: Mapping[str, float]) -> None:
+        """Start at nothing; `spreads` are those of the outputs over all samples."""
+        self._kinds, self._spreads = kinds, spreads
+        self._sums = {name: [0, 0.0] for name in kinds}
 
     def add(self, expected: Arrays, actual: Arrays) -> None:
         """Compare one call."""
         for name, kind in self._kinds.items():
-            if expected[name].dtype.kind == "f" and expected[name].size:
-                add = _squares if kind == "squares" else _divergence
-                one, other = (_scores(array, kind) for array in (expected[name], actual[name]))
-                for index, term in enumerate(add(one, other)):
-                    self._sums[name][index] = self._sums[name][index] + term
+            if _holds_numbers(expected[name]):
+                difference = _squares if kind == "squares" else _divergence
+                count, total = difference(*(_scores(array, kind) for array in (expected[name], actual[name])))
+                self._sums[name][0] += count
+                self._sums[name][1] += total
 
     def value(self) -> float:
         """Return the error of the output that errs most."""
-        errors = [_relative(kind, *self._sums[name]) for name, kind in self._kinds.items() if self._sums[name][0]]
+        errors = [total / count / self._spreads[name] for name, (count, total) in self._sums.items() if count]
         return max(errors, default=0.0)
 
-    def spreads(self) -> dict[str, float]:
-        """Return what differences are divided by: variance or entropy of each output that holds numbers."""
-        return {
-            name: _spread(self._kinds[name], count, total, squares)
-            for name, (count, _, total, squares) in self._sums.items()
-            if count
-        }
 
-
-def compare(expected: Sequence[Arrays], session: Any, calibration: Calibration, kinds: Mapping[str, Kind]) -> float:
+def compare(
+    expected: Sequence[Arrays],
+    session: Any,
+    calibration: Calibration,
+    kinds: Mapping[str, Kind],
+    spreads: Mapping[str, float],
+) -> float:
     """Run a model on samples and return its error against what was expected of each call."""
-    error = OutputError(kinds)
+    error = OutputError(kinds, spreads)
     for wanted, got in zip(expected, run_calls(session, calibration, list(kinds)), strict=True):
         error.add(wanted, got)
     return error.value()
+
+
+def _holds_numbers(array: npt.NDArray[Any]) -> bool:
+    return array.dtype.kind == "f" and array.size > 0
 
 
 def _scores(array: npt.NDArray[Any], kind: Kind) -> npt.NDArray[Any]:
@@ -85,25 +102,27 @@ def _scores(array: npt.NDArray[Any], kind: Kind) -> npt.NDArray[Any]:
     return np.log(np.maximum(rows, TINY)) if kind == "probabilities" else rows
 
 
-def _squares(wanted: FloatArray, got: FloatArray) -> tuple[int, float, float, float]:
-    """Return count, squared difference, sum, and sum of squares."""
-    return wanted.size, float(np.square(got - wanted).sum()), float(wanted.sum()), float(np.square(wanted).sum())
+def _spread_terms(wanted: npt.NDArray[Any], kind: Kind) -> tuple[int, Any, float]:
+    """Return count, sum, and sum of squares; of scores the summed probabilities."""
+    if kind == "squares":
+        return wanted.size, float(wanted.sum()), float(np.square(wanted).sum())
+    return len(wanted), np.exp(_log_softmax(wanted)).sum(axis=0, dtype=np.float64), 0.0
 
 
-def _divergence(wanted: npt.NDArray[Any], got: npt.NDArray[Any]) -> tuple[int, float, FloatArray, float]:
-    """Return count, summed divergence, and summed probabilities."""
+def _squares(wanted: FloatArray, got: FloatArray) -> tuple[int, float]:
+    """Return count and summed squared difference."""
+    return wanted.size, float(np.square(got - wanted).sum())
+
+
+def _divergence(wanted: npt.NDArray[Any], got: npt.NDArray[Any]) -> tuple[int, float]:
+    """Return count and summed divergence."""
     log_p, log_q = _log_softmax(wanted), _log_softmax(got)
-    p = np.exp(log_p)
-    return len(p), float((p * (log_p - log_q)).sum(dtype=np.float64)), p.sum(axis=0, dtype=np.float64), 0.0
+    return len(log_p), float((np.exp(log_p) * (log_p - log_q)).sum(dtype=np.float64))
 
 
 def _log_softmax(scores: npt.NDArray[Any]) -> npt.NDArray[Any]:
     shifted = scores - scores.max(axis=1, keepdims=True)
     return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True)))
-
-
-def _relative(kind: Kind, count: int, difference: float, total: Any, squares: float) -> float:
-    return difference / count / _spread(kind, count, total, squares)
 
 
 def _spread(kind: Kind, count: int, total: Any, squares: float) -> float:

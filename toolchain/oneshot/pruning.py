@@ -20,9 +20,10 @@ from toolchain.errors import SelectionError
 from toolchain.graph.normalise import Normalised
 from toolchain.interface import ModelInterface
 from toolchain.oneshot.allocation import Counts, predicted_error
-from toolchain.oneshot.calibration import RANDOM, random_calibration, read_calibration
+from toolchain.oneshot.calibration import RANDOM, Calibration, random_calibration, read_calibration
 from toolchain.oneshot.latency import first_within, median_call_s, timed
 from toolchain.oneshot.moments import RIDGE
+from toolchain.oneshot.pieces import in_pieces
 from toolchain.oneshot.selection import Analysis, Method, Target, analyse, choose, commit, error_of, path_of
 from toolchain.runtime import open_session
 
@@ -31,6 +32,7 @@ StatePair = tuple[str, str]
 RANDOM_RIDGE = 1e-2  # at 1e-4 weights fitted to 2,000 random tokens grew tenfold, and the network became unstable
 ERROR_ROUNDS = 5  # each halves what prediction and measurement disagree by, or better; they differ by 10% at first
 FRONT = (0.1, 0.25, 0.5, 0.75, 0.9)
+ADVISED_ROWS = 20  # steps for each unit of the widest layer: a covariance of so many more rows than columns is sound
 NEAR = 0.85  # of the error allowed: closer than this another round is not worth its time
 
 
@@ -89,8 +91,10 @@ class FrontPoint:
 class PruningReport:
     """What was given up.
 
-    `error` is the relative output error on held-out samples (see `output_error`); a single call leaves none, then
-    `held_out_calls` is 0 and the error is that on the call that decided. `seconds` is the time of one call where a
+    `error` is the relative output error on held-out samples (see `output_error`). A few calls are cut `in_pieces` to
+    have some; where that cannot be, `held_out_calls` is 0 and the error is that on the call that decided. `rows` steps
+    decided, `advised_rows` is how many should have; `resting` are state inputs that the samples leave at zero in every
+    call, and that nothing is fed back to; neither is said of random inputs. `seconds` is the time of one call where a
     latency was asked for.
     """
 
@@ -100,6 +104,10 @@ class PruningReport:
     compensated: bool
     calibration: str
     held_out_calls: int
+    in_pieces: bool
+    rows: int
+    advised_rows: int
+    resting: tuple[str, ...]
     error: float
     seconds: float | None
 
@@ -121,7 +129,7 @@ def analyse_for(
     samples = (
         random_calibration(interface, carried, seed=pruning.seed)
         if pruning.calibration is None
-        else read_calibration(pruning.calibration, interface, carried)
+        else in_pieces(read_calibration(pruning.calibration, interface, carried), interface, threads=pruning.threads)
     )
     method = Method(
         criterion=pruning.criterion or ("magnitude" if random else "reconstruct"),
@@ -135,12 +143,16 @@ def analyse_for(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DistillationReport:
-    """Gradient steps after the cut: the held-out error before and after; the better of both models is `kept`."""
+    """Gradient steps after the cut: the error before and after; the better of both models is `kept`.
+
+    Without `held_out` the errors are on what was learnt from.
+    """
 
     steps: int
     error_before: float
     error_after: float
     kept: bool
+    held_out: bool
 
 
 def prune(
@@ -172,6 +184,7 @@ def prune(
         counts = choose(analysis, pruning.target)
     analysis = _folded_if_better(model, analysis, counts, pruning, progress)
     commit(model, analysis, counts, progress)
+    random = analysis.fit.source == RANDOM
     return PruningReport(
         groups=tuple(
             GroupReport(
@@ -188,10 +201,22 @@ def prune(
         criterion=analysis.method.criterion,
         compensated=analysis.method.compensate,
         calibration=analysis.fit.source,
-        held_out_calls=0 if analysis.held_out.calibration is analysis.fit else analysis.held_out.calibration.num_calls,
+        held_out_calls=analysis.held_out.calibration.num_calls if analysis.holds_out else 0,
+        in_pieces=analysis.fit.in_pieces,
+        rows=analysis.rows,
+        advised_rows=0 if random else ADVISED_ROWS * max(g.size for g in analysis.groups if g.recurrent),
+        resting=() if random else _resting(analysis.fit, interface),
         error=error_of(model, analysis.held_out, analysis.method.threads),
         seconds=seconds,
     )
+
+
+def _resting(calibration: Calibration, interface: ModelInterface) -> tuple[str, ...]:
+    """Return the state inputs that are zero in every call, and carried by none."""
+    carried = {into for into, _ in calibration.carried}
+    states = [i.name for i in interface.inputs if i.role == "state" and i.name not in carried]
+    return tuple(name for name in states if not any(call[name].any() for stream in calibration.streams
+                                                    for call in stream))  # fmt: skip
 
 
 def distil_cut(
@@ -217,7 +242,7 @@ def distil_cut(
                     steps=pruning.distill, seed=pruning.seed, threads=pruning.threads, progress=progress,
                     on_step=on_step)  # fmt: skip
     report = DistillationReport(steps=result.steps, error_before=result.error_before, error_after=result.error_after,
-                                kept=result.kept)  # fmt: skip
+                                kept=result.kept, held_out=analysis.holds_out)  # fmt: skip
     return result.model, report
 
 

@@ -7,8 +7,9 @@ commit    group by group from the input on: watch again, order again, zero and f
 
 from __future__ import annotations
 
+import math
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,17 +18,18 @@ from typing import Any, Literal
 import onnx_ir as ir
 
 from toolchain.errors import SelectionError
+from toolchain.graph.carried import find_state
 from toolchain.graph.costs import multiply_adds, parameters
 from toolchain.graph.loading import save_model
 from toolchain.interface import ModelInterface
 from toolchain.oneshot.allocation import Counts, Curve, descend, predicted_error, scaled_curve
-from toolchain.oneshot.calibration import Arrays, Calibration, limited, run_calls, split
+from toolchain.oneshot.calibration import RANDOM, Arrays, Calibration, limited, run_calls, split
 from toolchain.oneshot.compensation import give_up
 from toolchain.oneshot.criteria import order_of
 from toolchain.oneshot.elimination import Elimination
 from toolchain.oneshot.matrices import Source
 from toolchain.oneshot.moments import RIDGE, Moments, watch
-from toolchain.oneshot.output_error import Kind, compare, output_kinds
+from toolchain.oneshot.output_error import Kind, compare, output_kinds, spreads
 from toolchain.oneshot.rotation import rotate_tables
 from toolchain.oneshot.sizes import SizeModel, size_model
 from toolchain.oneshot.survey import Survey, survey
@@ -37,9 +39,13 @@ Progress = Callable[[str], None]
 TargetKind = Literal["ratio", "parameters", "multiply_adds", "latency", "error"]
 StatePair = tuple[str, str]
 POINTS = (0.25, 0.6, 0.95)  # of a group's candidates: where the output error is measured; the loss curve fills in
+SHOWN = 10_000  # parts of a share
 ROUNDING = 1e-9  # of a share computed from whole units
 # Of the calls, and at most: enough to rank groups; the error that is reported uses every call held out.
 PROBE_SHARE, PROBE_CALLS = 0.25, 20
+# Without samples: no layer keeps less than half of the share that all keep, since errors on random inputs do not tell
+# which layer the real ones need.
+EVENNESS = 0.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,11 +69,12 @@ class Method:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Probe:
-    """Samples, what the original says to each call, and how that is compared."""
+    """Samples, what the original says to each call, how that is compared, and each output's spread over all samples."""
 
     calibration: Calibration
     expected: tuple[Arrays, ...]
     kinds: Mapping[str, Kind]
+    spreads: Mapping[str, float]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,7 +93,7 @@ class GroupAnalysis:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Analysis:
-    """Every group of a model, its costs, and what both were measured on."""
+    """Every group of a model, its costs, and what both were measured on; `rows` are the steps that were watched."""
 
     method: Method
     carried: tuple[StatePair, ...]
@@ -95,6 +102,12 @@ class Analysis:
     groups: tuple[GroupAnalysis, ...]
     sizes: SizeModel
     columns: bool
+    rows: int
+
+    @property
+    def holds_out(self) -> bool:
+        """Whether `held_out` are other calls than those that decide."""
+        return self.held_out.calibration is not self.fit
 
 
 def analyse(
@@ -119,8 +132,7 @@ def analyse(
     surveyed = survey(model, calibration.carried, columns=columns)
     if not any(group.recurrent for group in surveyed.groups):
         raise SelectionError(
-            "the model: no hidden unit can be given up; expected one that only matrices read. See what holds them with "
-            "`toolchain shrink MODEL --dry-run --explain`."
+            f"the model: no hidden unit can be given up; expected one that only matrices read. {_remedy(model, fit)}"
         )
     if columns:
         rotate_tables(surveyed, fit, threads=method.threads)
@@ -128,8 +140,7 @@ def analyse(
     readers = {id(m): m for group in surveyed.groups for m in surveyed.readers(group)}
     moments = watch(model, tuple(readers.values()), fit, threads=method.threads, ridge=method.ridge)
     kinds = output_kinds(model.graph, interface, calibration.carried)
-    probe, unseen = (Probe(calibration=calls, expected=tuple(outputs_of(model, calls, kinds, method.threads)),
-                           kinds=kinds) for calls in (limited(fit, _probe_calls(fit)), held_out))  # fmt: skip
+    probe, unseen = _probes(model, calibration, (limited(fit, _probe_calls(fit)), held_out), kinds, method.threads)
     groups = []
     for number, group in enumerate(surveyed.groups):
         progress(f"measuring what {', '.join(group.nodes)} can give up")
@@ -144,8 +155,33 @@ def analyse(
         )  # fmt: skip
     sizes = size_model(surveyed.program, surveyed.matrices, surveyed.labels, surveyed.groups,
                        multiply_adds=multiply_adds(model.graph), parameters=parameters(model.graph))  # fmt: skip
+    rows = min(seen.count for source, seen in moments.items() if source.direction is not None)
     return Analysis(method=method, carried=calibration.carried, fit=fit, held_out=unseen, groups=tuple(groups),
-                    sizes=sizes, columns=columns)  # fmt: skip
+                    sizes=sizes, columns=columns, rows=rows)  # fmt: skip
+
+
+def _remedy(model: ir.Model, calibration: Calibration) -> str:
+    """Return what to do where nothing can be given up."""
+    undeclared = [pair for pair in find_state(model.graph) if pair not in calibration.carried]
+    if not undeclared:
+        return "See what holds them with `toolchain shrink MODEL --dry-run --explain`."
+    pairs = " ".join(f"--carried {into}={out}" for into, out in undeclared)
+    return f"If the caller feeds the state back, say `--carried auto` ({pairs})."
+
+
+def _probes(
+    model: ir.Model,
+    calibration: Calibration,
+    parts: Sequence[Calibration],
+    kinds: Mapping[str, Kind],
+    threads: int | None,
+) -> list[Probe]:
+    """Ask the original for its outputs on parts of the samples; the spreads are those over all of them."""
+    names = list(kinds)
+    with opened(model, threads) as session:
+        spread = spreads(run_calls(session, calibration, names), kinds)
+        return [Probe(calibration=part, expected=tuple(run_calls(session, part, names)), kinds=kinds, spreads=spread)
+                for part in parts]  # fmt: skip
 
 
 def _probe_calls(fit: Calibration) -> int:
@@ -196,18 +232,24 @@ def choose(analysis: Analysis, target: Target) -> Counts:
             return counts
     if target.kind == "error":
         return counts
-    best = 1 - cost(counts) if target.kind == "ratio" else cost(counts)
     raise SelectionError(
         f"target {target.kind} {target.value:g}: cannot be met, because a unit of each layer stays and what is not "
-        f"understood is left whole; expected at {'most' if target.kind == 'ratio' else 'least'} {best:.6g}. "
-        "Ask for that."
+        f"understood is left whole; expected {_best(target, cost(counts), cost((0,) * len(curves)))}. Ask for that."
     )
+
+
+def _best(target: Target, least: float, whole: float) -> str:
+    """Return how far one can go, rounded to what can be asked for."""
+    if target.kind == "ratio":
+        return f"at most {math.floor(SHOWN * (1 - least + ROUNDING)) / SHOWN:g}"
+    return f"at least {math.ceil(SHOWN * least / whole) / SHOWN:g} of them, or {math.ceil(least):,} of {whole:,.0f}"
 
 
 def path_of(analysis: Analysis, kind: str) -> Iterator[Counts]:
     """Yield the counts from the whole model to the smallest, each step the cheapest error for what `kind` counts."""
     curves = [group.curve for group in analysis.groups]
-    return descend(curves, [group.sides for group in analysis.groups], analysis.sizes.cost(kind))
+    evenness = EVENNESS if analysis.fit.source == RANDOM else 0.0
+    return descend(curves, [group.sides for group in analysis.groups], analysis.sizes.cost(kind), evenness=evenness)
 
 
 def _limit(target: Target, now: float) -> float:
@@ -237,18 +279,10 @@ def commit(model: ir.Model, analysis: Analysis, counts: Counts, progress: Progre
                 compensate=method.compensate)  # fmt: skip
 
 
-def outputs_of(
-    model: ir.Model, calibration: Calibration, kinds: Mapping[str, Kind], threads: int | None
-) -> list[Arrays]:
-    """Run a model on samples; return the true outputs of every call."""
-    with opened(model, threads) as session:
-        return list(run_calls(session, calibration, list(kinds)))
-
-
 def error_of(model: ir.Model, probe: Probe, threads: int | None) -> float:
     """Return the relative error of a model's outputs on samples."""
     with opened(model, threads) as session:
-        return compare(probe.expected, session, probe.calibration, probe.kinds)
+        return compare(probe.expected, session, probe.calibration, probe.kinds, probe.spreads)
 
 
 @contextmanager

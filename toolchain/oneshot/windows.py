@@ -2,11 +2,12 @@
 
 State carried from call to call makes a window of several calls; without it each call is a window. A call much longer
 than a window is cut in time: its pieces are inputs in their own right, to which the original is asked for its answers.
+Calls that are held out are windows that nothing is learnt from; state flows through them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,7 +16,8 @@ import onnx_ir as ir
 
 from toolchain.axes import BATCH, TIME
 from toolchain.interface import ModelInterface
-from toolchain.oneshot.calibration import Arrays, Calibration, StatePair, run_calls
+from toolchain.oneshot.calibration import Arrays, Calibration, StatePair, run_calls, stretches
+from toolchain.oneshot.pieces import cut_at, time_axes
 from toolchain.runtime import RUNTIME_ERRORS
 
 WINDOW_STEPS = 100  # what was tried, 16 of them a step, and does well on text and on speech
@@ -26,23 +28,28 @@ ANSWER_BYTES = 1 << 30
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Window:
-    """Consecutive calls of one stream; `follows` is the window that leaves its state to this one."""
+    """Consecutive calls of one stream; `follows` is the window that leaves its state to this one.
+
+    `counts` tells whether it may be learnt from.
+    """
 
     calls: tuple[Arrays, ...]
     follows: int | None
     steps: int
+    counts: bool = True
 
 
 def cut_windows(calibration: Calibration, interface: ModelInterface) -> tuple[Window, ...]:
     """Return the windows of all streams in their order; carried state flows from each to the next of its stream."""
     windows: list[Window] = []
-    for stream in calibration.streams:
-        pieces = [piece for call in stream for piece in _pieces(call, interface)]
+    for stream, marks in zip(calibration.streams, calibration.marks, strict=True):
         first = len(windows)
-        for calls in _grouped(pieces, interface) if calibration.carried else [(piece,) for piece in pieces]:
-            follows = len(windows) - 1 if calibration.carried and len(windows) > first else None
-            steps = sum(_steps(call, interface) * _length(call, interface, BATCH) for call in calls)
-            windows.append(Window(calls=calls, follows=follows, steps=steps))
+        for counts, stretch in stretches(stream, marks):
+            pieces = [piece for call in stretch for piece in _pieces(call, interface)]
+            for calls in _grouped(pieces, interface) if calibration.carried else [(piece,) for piece in pieces]:
+                follows = len(windows) - 1 if calibration.carried and len(windows) > first else None
+                steps = sum(_steps(call, interface) * _length(call, interface, BATCH) for call in calls)
+                windows.append(Window(calls=calls, follows=follows, steps=steps, counts=counts))
     return tuple(windows)
 
 
@@ -59,21 +66,11 @@ def _grouped(calls: Sequence[Arrays], interface: ModelInterface) -> list[tuple[A
 
 
 def _pieces(call: Arrays, interface: ModelInterface) -> tuple[Arrays, ...]:
-    """Cut a long call in time, where every input along time is as long and none states the length."""
-    axes = {i.name: i.labels.index(TIME) for i in interface.inputs if TIME in i.labels}
-    lengths = {call[name].shape[axis] for name, axis in axes.items()}
-    free = all(not isinstance(i.shape[axes[i.name]], int) for i in interface.inputs if i.name in axes)
-    stated = any(i.role == "lengths" for i in interface.inputs)
-    if len(lengths) != 1 or not free or stated or max(lengths) <= LONG_CALL * WINDOW_STEPS:
+    """Cut a long call in time, the rest in the last piece."""
+    axes, length = time_axes(call, interface), _steps(call, interface)
+    if not axes or length <= LONG_CALL * WINDOW_STEPS:
         return (call,)
-    (length,) = lengths
-    starts = np.arange(length // WINDOW_STEPS) * WINDOW_STEPS
-    ends = [*starts[1:], length]
-    return tuple(
-        {name: array.take(np.arange(start, end), axis=axes[name]) if name in axes else array
-         for name, array in call.items()}
-        for start, end in zip(starts, ends, strict=True)
-    )  # fmt: skip
+    return cut_at(call, axes, [number * WINDOW_STEPS for number in range(length // WINDOW_STEPS)])
 
 
 def _steps(call: Arrays, interface: ModelInterface) -> int:
@@ -90,9 +87,9 @@ class Answers:
 
     def __init__(
         self, session: Any, windows: Sequence[Window], names: Sequence[str], carried: Sequence[StatePair],
-        *, kept_bytes: int = ANSWER_BYTES, each: Callable[[Arrays], None] = lambda answer: None,
+        *, kept_bytes: int = ANSWER_BYTES,
     ) -> None:  # fmt: skip
-        """Run all windows in their order, and keep as many answers as there is room for; `each` is shown every one.
+        """Run all windows in their order, and keep as many answers as there is room for.
 
         Raises:
             CalibrationError: the model fails on a sample.
@@ -107,8 +104,8 @@ class Answers:
             self.starts.append(first if window.follows is None else ends[window.follows])
             answers, end = self._run(index)
             ends.append(end)
-            for answer in answers:
-                each(answer)
+            if not window.counts:
+                continue
             self._room -= sum(array.nbytes for call in answers for array in call.values())
             if self._room >= 0:
                 self._kept[index] = answers
