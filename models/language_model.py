@@ -1,10 +1,11 @@
 """The word language model of Zaremba et al. 2014: embedding, a stack of recurrent layers, output layer.
 
-Each layer is a module of its own in `rnn`, so that the layers of a narrow network may differ in size. Dropout
-acts on connections between layers only (after the embedding, between layers, before the output), never on
-the recurrent ones.
+Each layer is a module of its own in `rnn`, so that the layers of a narrow network may differ in size. Unless more is
+asked for, dropout acts on connections between layers only (after the embedding, between layers, before the output),
+never on the recurrent ones. What Merity et al. 2017 add is off by default: masks that stay the same over time, rates of
+their own for each place, dropped words, and dropped recurrent weights.
 
-Source: Zaremba et al. 2014, arXiv 1409.2329, section 3.
+Source: Zaremba et al. 2014, arXiv 1409.2329, section 3; Merity et al. 2017, arXiv 1708.02182.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from toolchain.gating.neuron_sets import NeuronLink
+
+from .dropout import LockedDropout, drop_recurrent_weights, drop_words
 
 State = tuple[tuple[Tensor, ...], ...]  # per layer: (h, c) of an LSTM, (h,) of a GRU or RNN; each [1, B, H]
 
@@ -35,7 +38,13 @@ class LanguageModelConfig:
         embedding_size: columns of the embedding table.
         hidden_sizes: neurons of each recurrent layer, from the bottom.
         cell: a key of `CELLS`.
-        dropout: probability of dropping a value between layers, in [0, 1).
+        dropout: probability of dropping a value before the output, in [0, 1), and between layers and after the
+            embedding too, where these have no rate of their own.
+        input_dropout: the same after the embedding; None takes `dropout`.
+        hidden_dropout: the same between layers; None takes `dropout`.
+        embedding_dropout: probability of dropping a word from the inputs of a call.
+        variational: a mask is the same at every step of a call.
+        weight_drop: probability of dropping a recurrent weight for one call.
         tied: the output layer uses the embedding table; needs `hidden_sizes[-1] == embedding_size`.
         init_scale: weights start uniform in `[-init_scale, init_scale]`; None keeps PyTorch's defaults.
     """
@@ -45,6 +54,11 @@ class LanguageModelConfig:
     hidden_sizes: tuple[int, ...]
     cell: str = "lstm"
     dropout: float = 0.0
+    input_dropout: float | None = None
+    hidden_dropout: float | None = None
+    embedding_dropout: float = 0.0
+    variational: bool = False
+    weight_drop: float = 0.0
     tied: bool = False
     init_scale: float | None = None
 
@@ -56,7 +70,12 @@ class LanguageModel(nn.Module):
         super().__init__()
         sizes = (config.embedding_size, *config.hidden_sizes)
         self.embedding = nn.Embedding(config.vocabulary_size, config.embedding_size)
-        self.dropout = nn.Dropout(config.dropout)
+        kind = LockedDropout if config.variational else nn.Dropout
+        self.dropout = kind(config.dropout)
+        self.input_dropout = self.dropout if config.input_dropout is None else kind(config.input_dropout)
+        self.hidden_dropout = self.dropout if config.hidden_dropout is None else kind(config.hidden_dropout)
+        self.embedding_dropout = config.embedding_dropout
+        self.weight_drop = config.weight_drop
         self.rnn = nn.ModuleList(CELLS[config.cell](below, size) for below, size in pairwise(sizes))
         self.decoder = nn.Linear(sizes[-1], config.vocabulary_size)
         if config.init_scale is not None:
@@ -75,12 +94,14 @@ class LanguageModel(nn.Module):
         Returns:
             Logits of the next word, shape `[T, B, vocabulary_size]`, and the state after the last step.
         """
-        x = self.dropout(self.embedding(tokens))  # [T, B, embedding_size]
+        x = self.input_dropout(self._embedded(tokens))  # [T, B, embedding_size]
         carried: list[tuple[Tensor, ...]] = []
-        for layer, before in zip(self.rnn, state, strict=True):
-            y, after = layer(x, before if isinstance(layer, nn.LSTM) else before[0])  # y: [T, B, H]
+        top = len(self.rnn) - 1
+        for number, (layer, before) in enumerate(zip(self.rnn, state, strict=True)):
+            cell = self._with_dropped_weights(layer)
+            y, after = cell(x, before if isinstance(layer, nn.LSTM) else before[0])  # y: [T, B, H]
             carried.append(after if isinstance(after, tuple) else (after,))
-            x = self.dropout(y)
+            x = self.dropout(y) if number == top else self.hidden_dropout(y)
         return self.decoder(x), tuple(carried)
 
     def initial_state(self, batch_size: int) -> State:
@@ -92,6 +113,19 @@ class LanguageModel(nn.Module):
             zeros = torch.zeros(1, batch_size, layer.hidden_size, device=device)
             state.append((zeros, zeros) if isinstance(layer, nn.LSTM) else (zeros,))
         return tuple(state)
+
+    def _embedded(self, tokens: Tensor) -> Tensor:
+        vectors: Tensor = self.embedding(tokens)
+        if not self.training or self.embedding_dropout == 0:
+            return vectors
+        size = self.embedding.num_embeddings
+        return drop_words(vectors, tokens, vocabulary_size=size, p=self.embedding_dropout)
+
+    def _with_dropped_weights(self, layer: nn.Module) -> nn.Module:
+        if not self.training or self.weight_drop == 0:
+            return layer
+        assert isinstance(layer, nn.RNNBase)  # for the type checker, as above
+        return drop_recurrent_weights(layer, self.weight_drop)
 
     def neuron_links(self) -> tuple[NeuronLink, ...]:
         """Say what writes and reads each layer's neurons, so that the network can be cut while it learns."""

@@ -154,7 +154,7 @@ def _run(recipe: Recipe, *, source: Path | None, resume: Path | None, name: str 
     import torch
 
     from toolchain.training.processes import decided_by_main, join_processes, leave_processes
-    from toolchain.training.rebuilding import check_start, rebuild
+    from toolchain.training.rebuilding import check_start, load_teacher, rebuild
     from toolchain.training.training_run import begin_run, restore_run
 
     if recipe.run.threads is not None:
@@ -166,6 +166,10 @@ def _run(recipe: Recipe, *, source: Path | None, resume: Path | None, name: str 
     if start is not None:
         recipe = replace(recipe, model=start.section)
         console.print(_start_lines(start, check_start(start, corpus, threads=recipe.run.threads)), highlight=False)
+    teacher = load_teacher(recipe, corpus)
+    if teacher is not None:
+        console.print(f"taught by {recipe.teacher.model}: perplexity {teacher.perplexity:#.4g} of the beginning of the "
+                      "validation text", highlight=False)  # fmt: skip
     if resume is not None:
         folder = resume
         _check_vocabulary(folder, corpus)
@@ -173,7 +177,7 @@ def _run(recipe: Recipe, *, source: Path | None, resume: Path | None, name: str 
         created = new_run_folder(RUNS, name, default=recipe.name) if processes.is_main else None
         folder = decided_by_main(created, processes=processes) or RUNS
     weights = None if start is None else start.weights
-    run = begin_run(recipe, corpus, folder=folder, processes=processes, weights=weights)
+    run = begin_run(recipe, corpus, folder=folder, processes=processes, weights=weights, teacher=teacher)
     if resume is not None:
         restore_run(run)
     elif processes.is_main:

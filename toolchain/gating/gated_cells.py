@@ -47,7 +47,7 @@ class GatedLSTM(nn.LSTM):
         z_h = hidden_gate_values(self)  # [num_layers*num_directions, hidden_size]
         if hx is not None:
             hx = (scale_state(hx[0], inverse_gates(z_h, floor=_state_floor(self))), hx[1])
-        output, (h_n, c_n) = nn.LSTM.forward(_with_gated_weights(self, nn.LSTM, z_h), input, hx)
+        output, (h_n, c_n) = nn.LSTM.forward(with_weights(self, nn.LSTM, gated_weights(self, z_h)), input, hx)
         return scale_output(output, _last_layer(self, z_h)), (scale_state(h_n, z_h), c_n)
 
 
@@ -62,7 +62,7 @@ class GatedGRU(nn.GRU):
         z_h = hidden_gate_values(self)
         if hx is not None:
             hx = scale_state(hx, inverse_gates(z_h, floor=_state_floor(self)))
-        output, h_n = nn.GRU.forward(_with_gated_weights(self, nn.GRU, z_h), input, hx)
+        output, h_n = nn.GRU.forward(with_weights(self, nn.GRU, gated_weights(self, z_h)), input, hx)
         return scale_output(output, _last_layer(self, z_h)), scale_state(h_n, z_h)
 
 
@@ -77,7 +77,7 @@ class GatedRNN(nn.RNN):
         z_h = hidden_gate_values(self)
         if hx is not None:
             hx = scale_state(hx, inverse_gates(z_h, floor=_state_floor(self)))
-        output, h_n = nn.RNN.forward(_with_gated_weights(self, nn.RNN, z_h), input, hx)
+        output, h_n = nn.RNN.forward(with_weights(self, nn.RNN, gated_weights(self, z_h)), input, hx)
         return scale_output(output, _last_layer(self, z_h)), scale_state(h_n, z_h)
 
 
@@ -125,7 +125,7 @@ class FoldedRNN(nn.RNN):
 
 
 GatedModule = GatedLSTM | GatedGRU | GatedRNN
-Core = TypeVar("Core", nn.LSTM, nn.GRU, nn.RNN)
+Cell = TypeVar("Cell", bound=nn.RNNBase)
 
 
 def hidden_gate_values(module: GatedModule) -> Tensor:
@@ -158,6 +158,21 @@ def gated_weights(module: GatedModule, z_h: Tensor) -> list[Tensor]:
             weights[R] = scale_columns(weights[R], z_h[cell])
         below = z_h[cells.start : cells.stop].flatten()  # [num_directions*hidden_size]
     return weights
+
+
+def with_weights(module: nn.RNNBase, kind: type[Cell], weights: list[Tensor]) -> Cell:
+    """Return a view of `module` for one call: everything shared, only the kernel's weight list is its own.
+
+    The module itself is not touched, so one module may run in several threads.
+
+    Args:
+        module: whose parameters, gates and hooks are shared.
+        kind: whose `forward` the view has; the module's own class, or a plain one that it derives from.
+        weights: in `nn.RNNBase` order, as `gated_weights` returns them.
+    """
+    view = kind.__new__(kind)
+    view.__dict__.update(module.__dict__, _flat_weights=weights)
+    return view
 
 
 def scale_columns(weight: Tensor, z: Tensor) -> Tensor:
@@ -205,13 +220,3 @@ def _last_layer(module: nn.RNNBase, z_h: Tensor) -> Tensor:
 
 def _state_floor(module: nn.Module) -> float:
     return TRAINING_STATE_FLOOR if module.training else SMALLEST_GATE
-
-
-def _with_gated_weights(module: GatedModule, plain: type[Core], z_h: Tensor) -> Core:
-    """Return a view of `module` for one call: everything shared, only the kernel's weight list is its own.
-
-    The module itself is not touched, so one module may run in several threads.
-    """
-    view = plain.__new__(plain)
-    view.__dict__.update(module.__dict__, _flat_weights=gated_weights(module, z_h))
-    return view

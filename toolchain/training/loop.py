@@ -8,7 +8,7 @@ A run that prunes goes through these phases (`toolchain.training.methods` says w
     narrow   the smaller network learns on until the last epoch
 
 and is then written at its original shapes, with exact zeros where neurons were. Each epoch ends with a
-validation, a row of metrics and a checkpoint.
+validation, a row of metrics and a checkpoint. With averaging, what is validated and written are the averaged weights.
 """
 
 from __future__ import annotations
@@ -25,10 +25,19 @@ from torch import Tensor, nn
 
 from toolchain.errors import TrainingError
 from toolchain.evaluation import evaluation_mode
+from toolchain.training.activation_penalty import penalised, watched_last_layer
+from toolchain.training.averaging import (
+    average_weights,
+    averaged_weights,
+    keep_average,
+    note_validation,
+    restart_averaging,
+)
 from toolchain.training.methods.cut_record import open_neurons
 from toolchain.training.processes import average_gradients, decided_by_main, mean_of
 from toolchain.training.run_folder import GATES, METRICS, MODEL, Row, write_rows
 from toolchain.training.task import Figures, TrainingResult
+from toolchain.training.teacher import attended, taught
 from toolchain.training.training_run import TrainingRun, build_network, save_run
 
 REPORT_EVERY = 10  # updates between two looks at the loss; on a GPU each look waits for it
@@ -104,6 +113,7 @@ def train(run: TrainingRun, *, report: Reporter, stop: Callable[[], bool] = lamb
             save_run(run)
             return False
     _prune(run, report)
+    keep_average(run.averaging, run.optimizer)
     return True
 
 
@@ -133,14 +143,16 @@ def finish(run: TrainingRun, corpus: Any, *, threads: int | None = None) -> Trai
 
 def _update(run: TrainingRun, *, stop: bool) -> tuple[Tensor, bool]:
     """Do one update; return its loss and whether any process wants to stop."""
-    schedule, model = run.schedule, run.model
-    with _precision(run):
+    schedule, model, optim = run.schedule, run.model, run.recipe.optim
+    at_top = run.update % schedule.updates_per_epoch == 0
+    with _precision(run), watched_last_layer(model, optim) as last, attended(model, run.teacher, at_top) as lesson:
         loss, run.state = run.task.loss(model, run.update, run.state)
     run.loss_sum += loss.detach()
     price = run.method.price(model, schedule.selection_progress(run.update))
-    total = loss if price is None else loss + price
+    aim = penalised(taught(loss, lesson), last, optim)
+    total = aim if price is None else aim + price
     run.optimizer.zero_grad(set_to_none=True)
-    (total * schedule.steps if run.recipe.optim.loss == "sequence" else total).backward()  # type: ignore[no-untyped-call]
+    (total * schedule.steps if optim.loss == "sequence" else total).backward()  # type: ignore[no-untyped-call]
     stopped = average_gradients(model.parameters(), float(stop), processes=run.processes) > 0
     _apply(run)
     return loss.detach(), stopped
@@ -155,6 +167,7 @@ def _apply(run: TrainingRun) -> None:
         group["lr"] = rate
     run.optimizer.step()
     run.method.after_update(run.model, progress=progress, learning_rate=rate)
+    average_weights(run.averaging, run.optimizer, progress=run.update / run.schedule.updates)
     run.update += 1
 
 
@@ -172,6 +185,7 @@ def _prune(run: TrainingRun, report: Reporter) -> None:
         return
     if run.update >= (run.schedule.freeze_at or 0):
         run.method.freeze(run.model, run.optimizer, replay=lambda: _replay(run), processes=run.processes)
+        restart_averaging(run.averaging, run.optimizer)
         _set_mode(run)
         _report_sizes(run, report, "frozen")
     elif run.update and run.update % run.schedule.compact_every == 0 and run.method.cut(run.model, run.optimizer):
@@ -214,7 +228,8 @@ def _end_epoch(run: TrainingRun, report: Reporter) -> None:
             f"epoch {epoch}: the training loss is {loss}; expected a number. "
             "Lower optim.learning_rate or optim.clip_norm."
         )
-    valid = run.task.validate(run.model) if run.processes.is_main else {}
+    with averaged_weights(run.averaging, run.optimizer):
+        valid = run.task.validate(run.model) if run.processes.is_main else {}
     row: Row = {
         "epoch": epoch,
         "update": run.update,
@@ -227,6 +242,7 @@ def _end_epoch(run: TrainingRun, report: Reporter) -> None:
         "seconds": run.seconds,
     }
     run.metrics.append(row)
+    note_validation(run.averaging, run.metrics, run.task.metric)
     run.gates += run.method.rows(run.model, epoch=epoch)
     run.state, run.seconds = None, 0.0
     run.loss_sum.zero_()

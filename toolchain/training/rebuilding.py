@@ -1,7 +1,7 @@
-"""Start a training run from an ONNX language model: the same network in PyTorch, as small as the file has it.
+"""Start a training run from an ONNX language model, or learn from it: the same network in PyTorch.
 
-A shrunk model that keeps the wide interface of its carried state is rebuilt without it: the network carries as many
-numbers as it has units, and its export declares state of that width.
+It is as small as the file has it. A shrunk model that keeps the wide interface of its carried state is rebuilt without
+it: the network carries as many numbers as it has units, and its export declares state of that width.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from toolchain.evaluation import onnx_perplexity, torch_perplexity
 from toolchain.graph.token_model import TokenModelWeights, read_token_model
 from toolchain.recurrent import in_pytorch_order
 from toolchain.training.recipe import ModelSection, Recipe
+from toolchain.training.run_folder import MODEL
+from toolchain.training.teacher import Teacher, teacher_of
 from toolchain.training.training_run import build_network
 
 CELLS = {"LSTM": "lstm", "GRU": "gru", "RNN": "rnn"}
@@ -118,6 +120,27 @@ def check_start(start: Start, corpus: Any, *, threads: int | None = None) -> Sta
             "from it; expected equal ones. Nothing was trained; report this model."
         )
     return StartCheck(onnx=expected, torch=found, tokens=len(text))
+
+
+def load_teacher(recipe: Recipe, corpus: Any) -> Teacher | None:
+    """Rebuild the network that `teacher.model` names, proved equal to its file; None if it names none.
+
+    Args:
+        recipe: of the network in training, whose sizes do not matter.
+        corpus: a `toolchain.models.text.Corpus`.
+
+    Raises:
+        ModelFileError: the file is no language model.
+        TrainingError: it knows other words than the corpus, or the rebuilt network computes something else.
+    """
+    if recipe.teacher.model is None:
+        return None
+    path = Path(recipe.teacher.model)
+    start = rebuild(path / MODEL if path.is_dir() else path, replace(recipe, model=ModelSection()))
+    check = check_start(start, corpus, threads=recipe.run.threads)
+    network = build_network(start.section, len(corpus.vocabulary))
+    network.load_state_dict(start.weights)
+    return teacher_of(recipe.teacher, network, perplexity=check.torch)
 
 
 def _check_vocabulary(start: Start, corpus: Any) -> None:

@@ -1,8 +1,8 @@
 """Recipes: everything that decides what a training run computes, as frozen dataclasses read from TOML.
 
-A recipe is a file with the sections `[data]`, `[model]`, `[optim]`, `[gates]` and `[run]`; each key is a field
-of the section's class below, and a field without a default must be given. `models/recipes/` holds those that
-come with the package. Every value is checked when the recipe is read, so a run never fails later over a recipe.
+A recipe is a file with the sections `[data]`, `[model]`, `[optim]`, `[averaging]`, `[teacher]`, `[gates]` and `[run]`;
+each key is a field of the section's class, and a field without a default must be given. `models/recipes/` holds those
+that come with the package. Every value is checked when the recipe is read, so a run never fails later over a recipe.
 """
 
 from __future__ import annotations
@@ -18,30 +18,8 @@ from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from toolchain.errors import RecipeError
-
-
-@dataclass(frozen=True, slots=True)
-class Within:
-    """A range, bounds included unless `open`; used in `Annotated[float, Within(0, 1)]`."""
-
-    low: float
-    high: float = float("inf")
-    open: bool = False
-
-    def __contains__(self, value: float) -> bool:
-        return self.low < value < self.high if self.open else self.low <= value <= self.high
-
-    def __str__(self) -> str:
-        if self.high == float("inf"):
-            return f"{'more than' if self.open else 'at least'} {self.low:g}"
-        return f"a value {'strictly ' if self.open else ''}between {self.low:g} and {self.high:g}"
-
-
-Count = Annotated[int, Within(1)]
-Positive = Annotated[float, Within(0, open=True)]
-NonNegative = Annotated[float, Within(0)]
-Share = Annotated[float, Within(0, 1)]
-OpenShare = Annotated[float, Within(0, 1, open=True)]
+from toolchain.training.recipe_values import Count, NonNegative, OpenShare, Positive, Rate, Share, Within
+from toolchain.training.teaching_sections import AveragingSection, TeacherSection
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,7 +51,12 @@ class ModelSection:
         cell: kind of recurrent layer.
         embedding_size: columns of the embedding table.
         hidden_sizes: neurons per recurrent layer, from the bottom.
-        dropout: probability of dropping a value between layers.
+        dropout: probability of dropping a value between layers; where the next two are given, before the output only.
+        input_dropout: the same after the embedding; absent: `dropout`.
+        hidden_dropout: the same between layers; absent: `dropout`.
+        embedding_dropout: probability of dropping a word from the inputs of an update, wherever it stands.
+        variational: a dropout mask is the same at every step of an update (Gal and Ghahramani 2016).
+        weight_drop: probability of dropping a recurrent weight for one update (Merity et al. 2017).
         tied: the output layer uses the embedding table.
         init_scale: weights start uniform in `[-init_scale, init_scale]`; absent: PyTorch's defaults.
     """
@@ -82,7 +65,12 @@ class ModelSection:
     cell: Literal["lstm", "gru", "rnn"] = "lstm"
     embedding_size: Count = 256
     hidden_sizes: tuple[Count, ...] = (256, 256)
-    dropout: Annotated[float, Within(0, 0.99)] = 0.0
+    dropout: Rate = 0.0
+    input_dropout: Rate | None = None
+    hidden_dropout: Rate | None = None
+    embedding_dropout: Rate = 0.0
+    variational: bool = False
+    weight_drop: Rate = 0.0
     tied: bool = False
     init_scale: Positive | None = None
 
@@ -101,6 +89,8 @@ class OptimSection:
         clip_norm: largest norm of the gradient.
         loss: averaged over every token, or summed over the steps of a `sequence` and averaged over columns
             (Zaremba et al.: their learning rates and norms belong to it).
+        activation_penalty: on the mean square of what the output layer reads (Merity et al. 2017, AR).
+        slowness_penalty: on the mean square of the last layer's change from step to step (the same, TAR).
         schedule: `cosine` falls to 0 at the end; `decay` multiplies by `decay` after each epoch from
             `decay_after` on.
         warmup: share of all updates in which the rate rises from 0.
@@ -116,6 +106,8 @@ class OptimSection:
     steps: Count = 35
     clip_norm: Positive
     loss: Literal["token", "sequence"] = "token"
+    activation_penalty: NonNegative = 0.0
+    slowness_penalty: NonNegative = 0.0
     schedule: Literal["cosine", "decay"] = "cosine"
     warmup: Share = 0.0
     decay: Annotated[float, Within(0.01, 1)] = 1.0
@@ -143,10 +135,10 @@ class GatesSection:
     l0_weight: Positive | None = None
     learning_rate: Positive = 0.02
     initial_keep: OpenShare = 0.995
-    start_at: Annotated[float, Within(0, 0.99)] = 0.0
+    start_at: Rate = 0.0
     ramp: Share = 0.5
     freeze_at: OpenShare = 0.6
-    dropout: Annotated[float, Within(0, 0.99)] | None = None
+    dropout: Rate | None = None
     compact_steps: Count | None = None
     calibration_tokens: Count = 20_000
 
@@ -178,11 +170,15 @@ class Recipe:
     data: DataSection
     model: ModelSection
     optim: OptimSection
+    averaging: AveragingSection
+    teacher: TeacherSection
     gates: GatesSection
     run: RunSection
 
 
-Section = TypeVar("Section", DataSection, ModelSection, OptimSection, GatesSection, RunSection)
+Section = TypeVar(
+    "Section", DataSection, ModelSection, OptimSection, AveragingSection, TeacherSection, GatesSection, RunSection
+)
 
 
 def recipe_names() -> tuple[str, ...]:
@@ -286,6 +282,11 @@ def _recipe(name: str, table: dict[str, Any], origin: str) -> Recipe:
             f"{origin}: model.tied: the last of model.hidden_sizes is {recipe.model.hidden_sizes[-1]}; "
             f"expected model.embedding_size, {recipe.model.embedding_size}. "
             "Make them equal, or set model.tied = false."
+        )
+    if recipe.model.factory is not None and (recipe.optim.activation_penalty or recipe.optim.slowness_penalty):
+        raise RecipeError(
+            f"{origin}: optim.activation_penalty and optim.slowness_penalty: given with model.factory; expected 0, "
+            "because only the layers of the package's own network are known. Remove them, or the factory."
         )
     return recipe
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from toolchain.errors import RecipeError
 from toolchain.export import State
+from toolchain.training.averaging import Averaging, begin_averaging
 from toolchain.training.checkpoint import (
     Checkpoint,
     load_checkpoint,
@@ -28,6 +29,7 @@ from toolchain.training.recipe import ModelSection, OptimSection, Recipe
 from toolchain.training.run_folder import CHECKPOINT, Row
 from toolchain.training.schedule import Schedule
 from toolchain.training.task import Task, begin_task
+from toolchain.training.teacher import Teacher
 
 
 @dataclass(slots=True, kw_only=True)
@@ -42,6 +44,8 @@ class TrainingRun:
         model: the network in training: gated, cut or plain.
         optimizer: of its weights.
         method: what prunes the model, with its state.
+        averaging: of the weights; None without it.
+        teacher: whose predictions are learnt; None without one.
         state: carried from the previous update; None at the top of the data.
         update: number of updates done.
         loss_sum: of this epoch's updates, float64 scalar.
@@ -57,6 +61,8 @@ class TrainingRun:
     model: nn.Module
     optimizer: torch.optim.Optimizer
     method: PruningMethod
+    averaging: Averaging | None
+    teacher: Teacher | None
     state: State | None
     update: int
     loss_sum: Tensor
@@ -77,6 +83,7 @@ def begin_run(
     folder: Path,
     processes: Processes,
     weights: Mapping[str, Tensor] | None = None,
+    teacher: Teacher | None = None,
 ) -> TrainingRun:
     """Build the network and everything around it, from the recipe's seed.
 
@@ -86,6 +93,7 @@ def begin_run(
         folder: `runs/NAME`, which exists.
         processes: from `join_processes`.
         weights: state of the recipe's network to start from; None starts from random weights.
+        teacher: at the top of the text; its network is moved to the device.
 
     Raises:
         DatasetError: there is not enough data for one batch.
@@ -99,6 +107,8 @@ def begin_run(
     if weights is not None:
         model.load_state_dict(weights)
     model.to(processes.device)
+    if teacher is not None:
+        teacher.network.to(processes.device)
     model, method = begin_method(model, recipe)
     return TrainingRun(
         recipe=recipe,
@@ -108,6 +118,8 @@ def begin_run(
         model=model,
         optimizer=weights_optimizer(model, recipe.optim),
         method=method,
+        averaging=begin_averaging(recipe.averaging),
+        teacher=teacher,
         state=None,
         update=0,
         loss_sum=torch.zeros((), dtype=torch.float64, device=processes.device),
@@ -131,6 +143,11 @@ def build_network(section: ModelSection, vocabulary_size: int) -> nn.Module:
             hidden_sizes=section.hidden_sizes,
             cell=section.cell,
             dropout=section.dropout,
+            input_dropout=section.input_dropout,
+            hidden_dropout=section.hidden_dropout,
+            embedding_dropout=section.embedding_dropout,
+            variational=section.variational,
+            weight_drop=section.weight_drop,
             tied=section.tied,
             init_scale=section.init_scale,
         )
@@ -168,15 +185,17 @@ def save_run(run: TrainingRun) -> None:
     tensors |= {"loss_sum": run.loss_sum, "random.cpu": torch.get_rng_state()}
     if run.processes.device.type == "cuda":
         tensors["random.cuda"] = torch.cuda.get_rng_state(run.processes.device)
-    for layer, carried in enumerate(run.state or ()):
-        for index, tensor in enumerate(carried):
-            tensors[f"state.{layer}.{index}"] = gather_columns(tensor, processes=run.processes)
+    tensors |= _packed_state("state", run.state, run.processes)
+    if run.teacher is not None:
+        tensors |= _packed_state("teacher_state", run.teacher.state, run.processes)
     facts: dict[str, Any] = {
         "update": run.update,
         "seconds": run.seconds,
         "metrics": run.metrics,
         "gates": run.gates,
     }
+    if run.averaging is not None:
+        facts["averaging"] = {"triggered": run.averaging.triggered, "count": run.averaging.count}
     for part in parts:
         tensors |= part.tensors
         facts |= part.facts
@@ -195,7 +214,12 @@ def restore_run(run: TrainingRun) -> None:
     run.optimizer = weights_optimizer(run.model, run.recipe.optim)
     run.model.load_state_dict(with_prefix("model", checkpoint.tensors))
     unpack_optimizer("optimizer", run.optimizer, checkpoint)
-    run.state = _restored_state(checkpoint, run.processes)
+    run.state = _restored_state("state", checkpoint, run.processes)
+    if run.teacher is not None:
+        run.teacher.state = _restored_state("teacher_state", checkpoint, run.processes)
+    if run.averaging is not None:
+        facts = checkpoint.facts["averaging"]
+        run.averaging.triggered, run.averaging.count = facts["triggered"], facts["count"]
     run.update, run.seconds = checkpoint.facts["update"], checkpoint.facts["seconds"]
     run.metrics, run.gates = checkpoint.facts["metrics"], checkpoint.facts["gates"]
     run.loss_sum = checkpoint.tensors["loss_sum"].to(run.processes.device)
@@ -204,9 +228,17 @@ def restore_run(run: TrainingRun) -> None:
         torch.cuda.set_rng_state(checkpoint.tensors["random.cuda"], run.processes.device)
 
 
-def _restored_state(checkpoint: Checkpoint, processes: Processes) -> State | None:
+def _packed_state(prefix: str, state: State | None, processes: Processes) -> dict[str, Tensor]:
+    return {
+        f"{prefix}.{layer}.{index}": gather_columns(tensor, processes=processes)
+        for layer, carried in enumerate(state or ())
+        for index, tensor in enumerate(carried)
+    }
+
+
+def _restored_state(prefix: str, checkpoint: Checkpoint, processes: Processes) -> State | None:
     layers: dict[int, list[Tensor]] = {}
-    named = with_prefix("state", checkpoint.tensors)
+    named = with_prefix(prefix, checkpoint.tensors)
     for name in sorted(named, key=lambda name: [int(number) for number in name.split(".")]):
         layers.setdefault(int(name.partition(".")[0]), []).append(own_columns(named[name], processes=processes))
     return tuple(tuple(parts) for parts in layers.values()) or None
