@@ -46,17 +46,17 @@ OpenShare = Annotated[float, Within(0, 1, open=True)]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DataSection:
-    """Which text is read.
+    """What is read.
 
     Attributes:
-        corpus: see `models/text.py`.
+        corpus: a text, see `models/text.py`, or `squad`, see `models/squad.py`.
         vocabulary_size: most frequent words kept; absent: all.
         max_tokens: read no more than about this many tokens; absent: all.
-        folder: where the files of `ptb` or `wikitext-2` lie; absent: downloaded once.
+        folder: where the files of `ptb`, `wikitext-2` or `squad` lie; absent: downloaded once.
         text: the file of corpus `text`.
     """
 
-    corpus: Literal["pydocs", "ptb", "wikitext-2", "text"]
+    corpus: Literal["pydocs", "ptb", "wikitext-2", "text", "squad"]
     vocabulary_size: Count | None = None
     max_tokens: Count | None = None
     folder: str | None = None
@@ -65,23 +65,28 @@ class DataSection:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelSection:
-    """The network: a language model by its sizes, or a user's own by `factory`.
+    """The network: a language model or a reader by its sizes, or a user's own language model by `factory`.
 
     Attributes:
+        network: `reader` for questions about paragraphs, see `models/reader.py`; it has LSTM layers.
         factory: "package.module:function"; gets the vocabulary size and returns an `nn.Module` with
             `LanguageModel`'s `forward` and `initial_state`. The other keys are then unused.
         cell: kind of recurrent layer.
         embedding_size: columns of the embedding table.
-        hidden_sizes: neurons per recurrent layer, from the bottom.
+        hidden_sizes: neurons per recurrent layer, from the bottom; of a reader, per direction of encoder, first and
+            second modeling layer, and output layer.
+        character_channels: of a reader: what the bytes of a word are made into, beside its embedding.
         dropout: probability of dropping a value between layers.
         tied: the output layer uses the embedding table.
         init_scale: weights start uniform in `[-init_scale, init_scale]`; absent: PyTorch's defaults.
     """
 
+    network: Literal["language-model", "reader"] = "language-model"
     factory: str | None = None
     cell: Literal["lstm", "gru", "rnn"] = "lstm"
     embedding_size: Count = 256
     hidden_sizes: tuple[Count, ...] = (256, 256)
+    character_channels: Count = 64
     dropout: Annotated[float, Within(0, 0.99)] = 0.0
     tied: bool = False
     init_scale: Positive | None = None
@@ -181,6 +186,8 @@ class Recipe:
     gates: GatesSection
     run: RunSection
 
+
+READER_LAYERS = 4  # encoder, two modeling layers, output
 
 Section = TypeVar("Section", DataSection, ModelSection, OptimSection, GatesSection, RunSection)
 
@@ -287,7 +294,26 @@ def _recipe(name: str, table: dict[str, Any], origin: str) -> Recipe:
             f"expected model.embedding_size, {recipe.model.embedding_size}. "
             "Make them equal, or set model.tied = false."
         )
+    if recipe.data.corpus == "squad" or recipe.model.network == "reader":
+        _check_reader(recipe, origin)
     return recipe
+
+
+def _check_reader(recipe: Recipe, origin: str) -> None:
+    """Refuse what readers and their data have no use for."""
+    expected = {
+        "data.corpus": (recipe.data.corpus, "squad"), "data.text": (recipe.data.text, None),
+        "data.max_tokens": (recipe.data.max_tokens, None), "model.network": (recipe.model.network, "reader"),
+        "model.factory": (recipe.model.factory, None), "model.cell": (recipe.model.cell, "lstm"),
+        "model.tied": (recipe.model.tied, False), "model.init_scale": (recipe.model.init_scale, None),
+        "optim.loss": (recipe.optim.loss, "token"),
+    }  # fmt: skip
+    for key, (value, only) in expected.items():
+        if value != only:
+            wanted = "no value" if only is None else json.dumps(only)
+            raise _refused(origin, key, value, f"{wanted}, because readers and squad go together")
+    if len(recipe.model.hidden_sizes) != READER_LAYERS:
+        raise _refused(origin, "model.hidden_sizes", list(recipe.model.hidden_sizes), f"{READER_LAYERS} sizes")
 
 
 def _section(kind: type[Section], table: Any, origin: str, section: str) -> Section:
