@@ -40,7 +40,7 @@ class ReaderConfig:
         embedding_size: columns of the word table.
         character_channels: of the convolution over a word's bytes.
         hidden_sizes: neurons per direction of encoder, first and second modeling layer, and output layer.
-        dropout: probability of dropping a value before each layer, in [0, 1).
+        dropout: probability of dropping a value that a recurrent layer reads or writes, in [0, 1).
     """
 
     vocabulary_size: int
@@ -83,11 +83,10 @@ class Words(nn.Module):
         self.convolution = nn.Conv2d(CHARACTER_WIDTH, config.character_channels, (1, CHARACTER_STEPS))
         self.candidates = nn.ModuleList(nn.Linear(width, width) for _ in range(2))
         self.transforms = nn.ModuleList(nn.Linear(width, width) for _ in range(2))
-        self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, words: Tensor, characters: Tensor) -> Tensor:
         """Return `[T, B, width]` from words `[T, B]` and their bytes `[T, B, WORD_BYTES]`."""
-        spelling = self.dropout(self.characters(characters)).permute(0, 3, 1, 2)  # [T, 8, B, WORD_BYTES]
+        spelling = self.characters(characters).permute(0, 3, 1, 2)  # [T, 8, B, WORD_BYTES]
         channels = torch.relu(self.convolution(spelling)).amax(dim=3)  # [T, character_channels, B]
         x = torch.cat([self.embedding(words), channels.transpose(1, 2)], dim=-1)
         for candidate, transform in zip(self.candidates, self.transforms, strict=True):
@@ -130,15 +129,28 @@ class Reader(nn.Module):
         of_paragraph, of_question = lengths_of(paragraph), lengths_of(question)
         h = self._encode(paragraph, paragraph_characters, of_paragraph)  # [T, B, 2d]
         u = self._encode(question, question_characters, of_question)  # [J, B, 2d]
-        g = self._attend(h, u, of_paragraph.is_word, of_question.is_word)  # [T, B, 8d]
+        g = self.dropout(self._attend(h, u, of_paragraph.is_word, of_question.is_word))  # [T, B, 8d]
         m = g
         for layer in self.modeling:
-            m = layer(self.dropout(m), of_paragraph)  # [T, B, 2d]
-        m2 = self.output(self.dropout(m), of_paragraph)
-        start = self.start(self.dropout(torch.cat([g, m], dim=-1))).squeeze(-1)  # [T, B]
-        end = self.end(self.dropout(torch.cat([g, m2], dim=-1))).squeeze(-1)
+            m = self.dropout(layer(m, of_paragraph))  # [T, B, 2d]
+        m2 = self.dropout(self.output(m, of_paragraph))
+        start = self.start(torch.cat([g, m], dim=-1)).squeeze(-1)  # [T, B]
+        end = self.end(torch.cat([g, m2], dim=-1)).squeeze(-1)
         padding = ~of_paragraph.is_word
         return start.masked_fill(padding, MASKED), end.masked_fill(padding, MASKED)
+
+    def neuron_sources(self) -> dict[str, tuple[str, ...]]:
+        """Say whose neurons each LSTM reads, so that gates are priced for all that goes with a neuron.
+
+        The encoder's inputs stay: the second highway layer, which passes them on, reads them all.
+        """
+        sources: dict[str, tuple[str, ...]] = {"encoder.ahead": (), "encoder.back": ()}
+        below: tuple[str, ...] = ("encoder",) * 4  # h, a, h * a, h * b
+        for layer in ("modeling.0", "modeling.1", "output"):
+            inputs = tuple(f"{each}.{direction}" for each in below for direction in ("ahead", "back"))
+            sources |= {f"{layer}.ahead": inputs, f"{layer}.back": inputs}
+            below = (layer,)
+        return sources
 
     def _encode(self, words: Tensor, characters: Tensor, lengths: Lengths) -> Tensor:
         encoded: Tensor = self.encoder(self.dropout(self.words(words, characters)), lengths)

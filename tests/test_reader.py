@@ -14,8 +14,8 @@ from toolchain.models.squad_evaluation import onnx_scores, torch_scores
 from torch import nn
 
 import toolchain
-from toolchain.errors import ModelFileError, ParityError
-from toolchain.gates import expected_l0, fold, gate, total_l0
+from toolchain.errors import ModelFileError, ParityError, TrainingError
+from toolchain.gates import expected_l0, fold, gate, kept_l0, total_l0
 from toolchain.gating.hard_concrete import HardConcrete
 
 SIZES = (8, 7, 6, 5)
@@ -147,6 +147,33 @@ def test_another_kind_of_model_is_no_reader(corpus, tmp_path):
         onnx_scores(tmp_path / "other.onnx", corpus, corpus.test)
 
 
+def test_a_layer_has_no_gates_for_inputs_that_are_other_layers_neurons(corpus):
+    gated = gate(build(corpus))
+    names = {name.removesuffix(".log_alpha") for name, _ in gated.named_parameters() if name.endswith("log_alpha")}
+    layers = ("encoder", "modeling.0", "modeling.1", "output")
+    hidden = {f"{layer}.{direction}.hidden_gates.0" for layer in layers for direction in ("ahead", "back")}
+    assert names == hidden
+
+
+@torch.no_grad()
+def test_a_closed_neuron_of_the_encoder_saves_four_columns_of_each_modeling_direction(corpus):
+    gated = gate(build(corpus), initial_keep=1 - 1e-9).eval()
+    before = expected_l0(gated)
+    gated.encoder.back.hidden_gates[0].log_alpha[3] = -30.0
+    saved = 4 * (18 + 8 + 7) + 4 * 4 * 2 * 7  # its rows and its column in R, then 4 columns of 4*7 rows, twice
+    assert (before - expected_l0(gated)).item() == pytest.approx(saved, rel=1e-3)
+    assert total_l0(gated) - kept_l0(gated) == saved
+
+
+def test_a_source_that_does_not_fit_is_named(corpus, monkeypatch):
+    monkeypatch.setattr(Reader, "neuron_sources", lambda self: {"output.ahead": ("modeling.1.ahead",)})
+    with pytest.raises(TrainingError, match=r"neuron sources 'output.ahead': 1 of 1 modules are there, with 6 neurons"):
+        gate(build(corpus))
+    monkeypatch.setattr(Reader, "neuron_sources", lambda self: {"output.ahead": ("gone",)})
+    with pytest.raises(TrainingError, match=r"neuron sources 'output.ahead': 0 of 1 modules are there"):
+        gate(build(corpus))
+
+
 DEAD = ((1, 4), (0, 6), (2,), (3,))
 
 
@@ -198,6 +225,9 @@ def test_closed_gates_leave_the_graph(corpus, tmp_path):
     encoder, first, second, output = (size - len(units) for size, units in zip(SIZES, DEAD, strict=True))
     sizes = [node.hidden_after for node in result.nodes]
     assert sizes == [*[encoder] * 4, *[first] * 2, *[second] * 2, *[output] * 2]
+    once = [*result.nodes[:2], *result.nodes[4:]]  # the encoder reads questions as well, which is not priced
+    left = sum(4 * node.hidden_after * (node.input_after + node.hidden_after) for node in once)
+    assert left == kept_l0(gated)
 
 
 @torch.no_grad()

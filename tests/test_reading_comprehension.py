@@ -64,10 +64,9 @@ def test_gates_close_and_what_is_left_shrinks(tmp_path):
     run = begin(tmp_path, optim__epochs=6, gates__keep=None, gates__l0_weight=3.0)
     train(run, report=Silent())
     result = finish(run, corpus(tmp_path), threads=1)
-    assert result.share < 0.9
+    assert 0 < result.share < 0.9
     assert (result.onnx_exact_match, result.onnx_f1) == (result.exact_match, result.f1)
     shrunk = toolchain.shrink(result.model)
-    assert shrunk.output is not None
     assert sum(node.hidden_after for node in shrunk.nodes) < sum(node.hidden_before for node in shrunk.nodes)
 
 

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from toolchain.gates import expected_l0, fold, gate, total_l0
+from toolchain.gates import expected_l0, fold, gate, kept_l0, total_l0
 from toolchain.gating.compaction import ActivationStatistics, CompactionPlan, freeze
 from toolchain.gating.hard_concrete import HardConcrete
 from toolchain.gating.neuron_sets import LinkedModel, neuron_sets
@@ -135,10 +135,10 @@ class NeuronSelection:
 
     def share_kept(self, model: nn.Module) -> float:
         """Return recurrent multiply-adds over those of the dense network; an expectation while gates learn."""
-        if self.learning or not self.cuts.kept:
+        if self.learning:
             with torch.no_grad():
                 return float(expected_l0(model)) / self.cuts.dense_l0
-        return self.cuts.share_kept(model)
+        return self.cuts.share_kept(model) if self.cuts.kept else kept_l0(model) / self.cuts.dense_l0
 
     def rows(self, model: nn.Module, *, epoch: int) -> list[Row]:
         """Return, per gate vector, its size and how open it is."""
