@@ -70,6 +70,19 @@ def test_gates_close_and_what_is_left_shrinks(tmp_path):
     assert sum(node.hidden_after for node in shrunk.nodes) < sum(node.hidden_before for node in shrunk.nodes)
 
 
+def test_a_share_that_was_asked_for_is_met_when_gates_are_frozen_and_is_what_shrink_leaves(tmp_path):
+    run = begin(tmp_path, optim__epochs=6, gates__learning_rate=0.1)
+    train(run, report=Silent())
+    result = finish(run, corpus(tmp_path), threads=1)
+    assert 0.45 < result.share <= 0.5  # the recipe's share; one neuron of the encoder is 4 points here
+    assert run.metrics[-1]["multiply_adds_share"] == result.share
+    nodes = toolchain.shrink(result.model).nodes
+    once = [*nodes[:2], *nodes[4:]]  # the encoder reads questions as well, which is not priced
+    before = sum(node.hidden_before * (node.input_before + node.hidden_before) for node in once)
+    after = sum(node.hidden_after * (node.input_after + node.hidden_after) for node in once)
+    assert after / before == pytest.approx(result.share)
+
+
 @pytest.mark.parametrize("method", ["dense", "neuron-selection"])
 def test_a_resumed_run_gives_the_very_same_numbers(tmp_path, method):
     whole = begin(tmp_path, "whole", run__method=method, optim__epochs=3)
