@@ -27,7 +27,7 @@ from torch import Tensor, nn
 CHARACTERS = 257  # padding, and the values of a byte
 CHARACTER_WIDTH = 8  # columns of the table of bytes, and steps of the convolution: as Seo et al.
 CHARACTER_STEPS = 5
-MASKED = -1e9  # a logit of padding: its exponential is 0 beside any other
+MASKED = -1e9  # how similar padding is to anything: its exponential is 0 beside any other
 LAYERS = 4  # of recurrence: encoder, two modeling layers, output
 
 
@@ -124,7 +124,7 @@ class Reader(nn.Module):
             question_characters: shape `[J, B, WORD_BYTES]`.
 
         Returns:
-            Logits of the answer's first and last word, each `[T, B]`.
+            Logits of the answer's first and last word, each `[T, B]`; those of padding mean nothing.
         """
         of_paragraph, of_question = lengths_of(paragraph), lengths_of(question)
         h = self._encode(paragraph, paragraph_characters, of_paragraph)  # [T, B, 2d]
@@ -136,8 +136,7 @@ class Reader(nn.Module):
         m2 = self.dropout(self.output(m, of_paragraph))
         start = self.start(torch.cat([g, m], dim=-1)).squeeze(-1)  # [T, B]
         end = self.end(torch.cat([g, m2], dim=-1)).squeeze(-1)
-        padding = ~of_paragraph.is_word
-        return start.masked_fill(padding, MASKED), end.masked_fill(padding, MASKED)
+        return start, end
 
     def neuron_sources(self) -> dict[str, tuple[str, ...]]:
         """Say whose neurons each LSTM reads, so that gates are priced for all that goes with a neuron.

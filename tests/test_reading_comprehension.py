@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 
 import pytest
@@ -105,6 +106,17 @@ def test_every_epoch_reads_whole_batches_of_different_questions_in_another_order
     assert all(len(set(names)) == per_epoch * task.batch_size <= len(task.train) for names in epochs)
     assert epochs[0] != epochs[1]
     assert len(task.train) - len(epochs[0]) < task.batch_size
+
+
+def test_the_loss_of_a_question_does_not_depend_on_padding(tmp_path):
+    task, model = begin(tmp_path).task, begin(tmp_path).model.eval()
+    together = task.loss(model, 1, None)[0].item()
+    alone = []
+    for question in task._batch(1):
+        one = dataclasses.replace(task, train=(question,), lengths=(9,), batch_size=1)
+        alone.append(one.loss(model, 0, None)[0].item())
+    assert together == pytest.approx(sum(alone) / len(alone), rel=1e-5)
+    assert len({len(question.paragraph.forms) for question in task._batch(1)}) > 1
 
 
 def test_processes_share_a_batch_and_average_to_the_same_loss(tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,9 +94,13 @@ class ReadingComprehension:
     def loss(self, model: nn.Module, update: int, state: State | None) -> tuple[Tensor, State | None]:
         """Read the questions of one batch; return the cross-entropy of both words, summed, in nats per question."""
         questions = self._batch(update)[self.processes.index :: self.processes.count]
-        start, end = model(**self._feeds(questions))  # [T, B]
+        feeds = self._feeds(questions)
+        start, end = model(**feeds)  # [T, B]
+        padding = feeds["paragraph"] == 0
         loss = sum(
-            nn.functional.cross_entropy(logits.T.float(), torch.tensor(words, device=logits.device))
+            nn.functional.cross_entropy(
+                logits.float().masked_fill(padding, -math.inf).T, torch.tensor(words, device=logits.device)
+            )
             for logits, words in ((start, [q.first for q in questions]), (end, [q.last for q in questions]))
         )
         assert isinstance(loss, Tensor)  # for the type checker: a sum may be the number 0
