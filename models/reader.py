@@ -100,17 +100,18 @@ class Reader(nn.Module):
 
     def __init__(self, config: ReaderConfig) -> None:
         super().__init__()
-        encoder, first, second, output = (2 * size for size in config.hidden_sizes)
+        encoder, first, second, output = config.hidden_sizes  # per direction
+        h, g = 2 * encoder, 8 * encoder
         self.words = Words(config)
-        self.encoder = Bidirectional(config.embedding_size + config.character_channels, encoder // 2)
-        self.similarity = nn.ParameterList(nn.Parameter(torch.empty(encoder)) for _ in range(3))  # of h, u and h * u
-        self.modeling = nn.ModuleList([Bidirectional(4 * encoder, first // 2), Bidirectional(first, second // 2)])
-        self.output = Bidirectional(second, output // 2)
-        self.start = nn.Linear(4 * encoder + second, 1)
-        self.end = nn.Linear(4 * encoder + output, 1)
+        self.encoder = Bidirectional(config.embedding_size + config.character_channels, encoder)
+        self.similarity = nn.ParameterList(nn.Parameter(torch.empty(h)) for _ in range(3))  # of h, u and h * u
+        self.modeling = nn.ModuleList([Bidirectional(g, first), Bidirectional(2 * first, second)])
+        self.output = Bidirectional(2 * second, output)
+        self.start = nn.Linear(g + 2 * second, 1)
+        self.end = nn.Linear(g + 2 * output, 1)
         self.dropout = nn.Dropout(config.dropout)
         for vector in self.similarity:
-            nn.init.uniform_(vector, -(encoder**-0.5), encoder**-0.5)  # as nn.Linear starts
+            nn.init.uniform_(vector, -(h**-0.5), h**-0.5)  # as nn.Linear starts
 
     def forward(
         self, paragraph: Tensor, paragraph_characters: Tensor, question: Tensor, question_characters: Tensor

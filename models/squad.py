@@ -240,20 +240,20 @@ def _question(entry: dict[str, Any], paragraph: Paragraph, forms: dict[str, int]
             "Use version 1.1, in which every question has an answer."
         )
     start = int(entry["answers"][0]["answer_start"])
-    inside = (paragraph.offsets[:, 1] > start) & (paragraph.offsets[:, 0] < start + len(answers[0]))
-    if paragraph.text[start : start + len(answers[0])] != answers[0] or not inside.any():
+    end = start + len(answers[0])
+    inside = np.flatnonzero((paragraph.offsets[:, 1] > start) & (paragraph.offsets[:, 0] < end))
+    if paragraph.text[start:end] != answers[0] or not len(inside):
         raise DatasetError(
             f"question {identifier}: its answer {answers[0][:40]!r} is not at character {start} of its paragraph; "
             "expected it there. Download the file again."
         )
-    first, *_, last = [*np.flatnonzero(inside), np.flatnonzero(inside)[-1]]
     return Question(
         identifier=identifier,
         paragraph=paragraph,
         forms=words,
         answers=tuple(answers),
-        first=int(first),
-        last=int(last),
+        first=int(inside[0]),
+        last=int(inside[-1]),
     )
 
 
