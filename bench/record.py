@@ -17,9 +17,11 @@ from toolchain.errors import BenchError
 
 from .runner import describe_machine
 
-FIELDS = ("run", "method", "corpus", "hidden_sizes", "epochs", "keep", "dropout", "seed", "precision", "test_tokens",
-          "test_perplexity", "onnx_test_perplexity", "multiply_adds_share", "training_s", "speed_last_over_first",
-          "versions", "cpu")  # fmt: skip
+# Columns of a row, and where `result.json` has them: of a language model, of a reader.
+PERPLEXITIES = {"test_tokens": "test_tokens", "test_perplexity": "perplexity",
+                "onnx_test_perplexity": "onnx_perplexity"}  # fmt: skip
+SCORES = {"test_questions": "test_questions", "test_exact_match": "exact_match", "test_f1": "f1",
+          "onnx_test_exact_match": "onnx_exact_match", "onnx_test_f1": "onnx_f1"}  # fmt: skip
 
 
 def record_row(folder: Path) -> dict[str, object]:
@@ -50,9 +52,7 @@ def record_row(folder: Path) -> dict[str, object]:
         "dropout": recipe["model"]["dropout"],
         "seed": recipe["run"]["seed"],
         "precision": recipe["run"]["precision"],
-        "test_tokens": result["test_tokens"],
-        "test_perplexity": round(result["perplexity"], 4),
-        "onnx_test_perplexity": round(result["onnx_perplexity"], 4),
+        **{column: round(result[key], 4) for column, key in (SCORES if "f1" in result else PERPLEXITIES).items()},
         "multiply_adds_share": round(result["share"], 4),
         "training_s": round(sum(float(row["seconds"]) for row in metrics), 1),
         "speed_last_over_first": round(result["speed_ratio"], 2),
@@ -66,7 +66,12 @@ def record_row(folder: Path) -> dict[str, object]:
 def main(folders: tuple[Path, ...]) -> None:
     """Print the finished runs in FOLDERS as CSV."""
     rows = [record_row(folder) for folder in folders]
-    writer = csv.DictWriter(sys.stdout, FIELDS, lineterminator="\n")
+    for folder, row in zip(folders, rows, strict=True):
+        if row.keys() != rows[0].keys():
+            raise BenchError(
+                f"{folder}: has other test figures than {folders[0]}; expected runs of one task. Record them apart."
+            )
+    writer = csv.DictWriter(sys.stdout, list(rows[0]), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
 

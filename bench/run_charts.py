@@ -1,4 +1,4 @@
-"""A finished or unfinished training run as charts: perplexity, and neurons kept, over epochs."""
+"""A finished or unfinished training run as charts: its figures, and neurons kept, over epochs."""
 
 from __future__ import annotations
 
@@ -27,6 +27,8 @@ from .table import significant
 
 LEFT, RIGHT, TOP, BOTTOM = 52.0, WIDTH - 12.0, 26.0, 240.0
 LEGEND_ROW = 18.0
+PERPLEXITIES = ("train_perplexity", "valid_perplexity")  # of a language model
+SCORES = ("train_loss", "valid_exact_match", "valid_f1")  # of a reader
 Record = Mapping[str, str]
 
 
@@ -54,7 +56,7 @@ def read_run(folder: Path) -> TrainingRecord:
         result = json.loads((folder / "result.json").read_text("utf-8")) if (folder / "result.json").exists() else None
         record = TrainingRecord(name=folder.name, metrics=metrics, gates=gates, recipe=recipe, result=result)
         for row in metrics:
-            float(row["epoch"]), float(row["train_perplexity"]), float(row["valid_perplexity"])
+            float(row["epoch"]), [float(row[column]) for column in (SCORES if "valid_f1" in row else PERPLEXITIES)]
         for row in gates:
             float(row["epoch"]), float(row["open"]), float(row["size"]), row["gate"]
     except OSError as error:
@@ -74,7 +76,8 @@ def read_run(folder: Path) -> TrainingRecord:
 
 def run_charts(run: TrainingRecord, prefix: str) -> list[Chart]:
     """Return the charts of a run; gates have one where they were learnt."""
-    charts = [_perplexity(run, f"{prefix}-perplexity")]
+    reads = "valid_f1" in run.metrics[0]
+    charts = [_scores(run, f"{prefix}-scores") if reads else _perplexity(run, f"{prefix}-perplexity")]
     return [*charts, _neurons(run, f"{prefix}-neurons")] if run.gates else charts
 
 
@@ -87,18 +90,35 @@ def _perplexity(run: TrainingRecord, chart: str) -> Chart:
     if run.result is not None:
         summary += f" Test: {run.result['perplexity']:.2f}."
     columns = ("epoch", "phase", "train", "validation", "multiply-adds kept", "tokens/s")
-    rows = tuple(
-        (
-            row["epoch"],
-            row.get("phase", ""),
-            _number(row["train_perplexity"]),
-            _number(row["valid_perplexity"]),
-            f"{float(row['multiply_adds_share']):.1%}" if row.get("multiply_adds_share") else "",
-            f"{float(row['tokens_per_s']):,.0f}" if row.get("tokens_per_s") else "",
-        )
-        for row in run.metrics
-    )
+    rows = tuple(_row(row, PERPLEXITIES) for row in run.metrics)
     return _lines(chart, f"Perplexity of {run.name}", summary, epochs, series, "perplexity", columns, rows, log=True)
+
+
+def _scores(run: TrainingRecord, chart: str) -> Chart:
+    epochs = [float(row["epoch"]) for row in run.metrics]
+    series = {
+        "F1": [float(row["valid_f1"]) for row in run.metrics],
+        "exact match": [float(row["valid_exact_match"]) for row in run.metrics],
+    }
+    last = run.metrics[-1]
+    summary = f"After {last['epoch']} epochs: validation F1 {_number(last['valid_f1'])}, exact match "
+    summary += f"{_number(last['valid_exact_match'])}."
+    if run.result is not None:
+        summary += f" Test: F1 {run.result['f1']:.2f}, exact match {run.result['exact_match']:.2f}."
+    columns = ("epoch", "phase", "training loss", "exact match", "F1", "multiply-adds kept", "tokens/s")
+    rows = tuple(_row(row, SCORES) for row in run.metrics)
+    return _lines(chart, f"Validation scores of {run.name}", summary, epochs, series, "percent", columns, rows)
+
+
+def _row(row: Record, figures: Sequence[str]) -> tuple[str, ...]:
+    """Return an epoch's row of a table."""
+    return (
+        row["epoch"],
+        row.get("phase", ""),
+        *(_number(row[column]) for column in figures),
+        f"{float(row['multiply_adds_share']):.1%}" if row.get("multiply_adds_share") else "",
+        f"{float(row['tokens_per_s']):,.0f}" if row.get("tokens_per_s") else "",
+    )
 
 
 def _neurons(run: TrainingRecord, chart: str) -> Chart:

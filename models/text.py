@@ -20,6 +20,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -62,6 +63,8 @@ class Corpus:
         valid: shape `[num_valid]`.
         test: shape `[num_test]`.
     """
+
+    unit: ClassVar[str] = "tokens"
 
     name: str
     origin: str

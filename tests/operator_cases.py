@@ -58,6 +58,7 @@ def microsoft(op_type: str, inputs: list[str], outputs: list[str], **attributes:
     return node(op_type, inputs, outputs, domain="com.microsoft", **attributes)
 
 
+DEAD_MASK = np.isin(np.arange(8), DEAD).astype(np.float32)
 DEAD_ROWS = np.where(np.isin(np.arange(8), DEAD)[:, None], 0, rng.random((8, 8))).astype(np.float32)
 TO_CHANNELS = node("Transpose", ["S"], ["C"], perm=[1, 2, 0])  # [T, B, 8] -> [B, 8, T]
 FROM_CHANNELS = node("Transpose", ["K"], ["M"], perm=[2, 0, 1])
@@ -175,6 +176,20 @@ CASES = [
     Case("product with itself over the units",
          (SQUEEZE, node("Transpose", ["S"], ["a"], perm=[1, 0, 2]), node("Transpose", ["S"], ["b"], perm=[1, 2, 0]),
           node("MatMul", ["a", "b"], ["scores"]), node("MatMul", ["scores", "a"], ["M"])), left=WHOLE),
+    Case("product with itself over units that are set to zero",
+         (SQUEEZE, node("Mul", ["S", "v"], ["z"]), node("Transpose", ["z"], ["a"], perm=[1, 0, 2]),
+          node("Transpose", ["z"], ["b"], perm=[1, 2, 0]), node("MatMul", ["a", "b"], ["scores"]),
+          node("MatMul", ["scores", "a"], ["M"])), dead_rows=(), extra={"v": 1.0 - DEAD_MASK}),
+    Case("product over units of which one factor is set to zero",
+         (SQUEEZE, node("Mul", ["S", "v"], ["z"]), node("Transpose", ["S"], ["a"], perm=[1, 0, 2]),
+          node("Transpose", ["z"], ["b"], perm=[1, 2, 0]), node("MatMul", ["a", "b"], ["scores"]),
+          node("Transpose", ["z"], ["c"], perm=[1, 0, 2]), node("MatMul", ["scores", "c"], ["M"])), dead_rows=(),
+         extra={"v": 1.0 - DEAD_MASK}),
+    Case("steps chosen at run time of units that are set to zero",
+         (SQUEEZE, node("Mul", ["S", "v"], ["z"]), node("Shape", ["X"], ["shape"]),
+          node("Gather", ["shape", "first"], ["T"]), node("Sub", ["T", "one"], ["last"]),
+          node("Gather", ["z", "last"], ["M"], axis=0)), dead_rows=(),
+         extra={"v": 1.0 - DEAD_MASK, "first": array(0)}),
     Case("gelu in one operator", (SQUEEZE, microsoft("BiasGelu", ["S", "v"], ["M"])),
          extra={"v": rng.random(8, np.float32)}),
     Case("fused product", (SQUEEZE, microsoft("FusedMatMul", ["S", "w"], ["M"], transB=1, alpha=0.5)), dead_rows=(),

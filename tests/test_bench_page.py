@@ -148,6 +148,16 @@ def test_tags_are_balanced_and_ids_unique(run_folder):
     assert len(checker.ids) == len(set(checker.ids))
 
 
+def test_a_reader_shows_its_scores(run_folder):
+    rows = "epoch,phase,train_loss,valid_exact_match,valid_f1,multiply_adds_share\n1,dense,8.5,5.6,11.2,1.0\n"
+    (run_folder / "metrics.csv").write_text(rows + "2,dense,7.4,8.0,14.5,1.0\n")
+    (run_folder / "result.json").write_text('{"f1": 15.05, "exact_match": 8.3}')
+    scores, _ = run_charts(read_run(run_folder), "r")
+    assert scores.summary == "After 2 epochs: validation F1 14.50, exact match 8.000. Test: F1 15.05, exact match 8.30."
+    assert marks(scores.svg) == 2 * 2
+    assert scores.rows[-1] == ("2", "dense", "7.400", "8.000", "14.50", "100.0%", "")
+
+
 def test_a_run_shows_perplexity_and_neurons_kept(run_folder):
     perplexity, neurons = run_charts(read_run(run_folder), "r")
     assert marks(perplexity.svg) == 2 * 3

@@ -8,8 +8,8 @@
 module and on every neuron of each (layer, direction). This differs from the paper, where every layer has
 input gates: the inputs of an inner layer *are* the neurons of the layer below, whose gates already scale
 them. A second gate there could close without anything becoming smaller, since the layer below would still
-need its neuron for itself. For the same reason a module that a model's `neuron_links` feeds from another one
-has no input gate, and neurons that a tied tensor makes one (see `toolchain.gating.neuron_sets`) share one gate.
+need its neuron for itself. For the same reason a module that a model's `neuron_links` or `neuron_sources` feed from
+others has no input gate, and neurons that a tied tensor makes one (see `toolchain.gating.neuron_sets`) share one gate.
 
 Source: Louizos et al. 2018, arXiv 1712.01312; Wen et al. 2019, arXiv 1906.06847.
 """
@@ -43,13 +43,13 @@ from toolchain.gating.hard_concrete import INITIAL_KEEP, HardConcrete
 from toolchain.gating.neuron_sets import (
     NUM_GATES,
     NeuronLink,
-    fed_by,
     parameter_name,
     recurrent_modules,
+    sources_of,
     tied_sites,
 )
 
-__all__ = ["KeptNeurons", "NeuronLink", "expected_l0", "fold", "gate", "kept_neurons", "total_l0"]
+__all__ = ["KeptNeurons", "NeuronLink", "expected_l0", "fold", "gate", "kept_l0", "kept_neurons", "total_l0"]
 
 IndexArray = npt.NDArray[np.intp]
 Model = TypeVar("Model", bound=nn.Module)
@@ -108,7 +108,7 @@ def gate(model: Model, *, initial_keep: float = INITIAL_KEEP) -> Model:
         )
     for name, module in modules.items():
         _check_can_gate(name, module)
-    sources = fed_by(gated)
+    sources = sources_of(gated)
     for name, module in modules.items():
         _add_gates(module, has_input_gate=name not in sources, initial_keep=initial_keep)
     _share_gates(gated)
@@ -134,12 +134,18 @@ def expected_l0(model: nn.Module) -> Tensor:
         raise TrainingError(f"{type(model).__name__}: no gated module inside; expected one. Call gate(model) first.")
     terms = []
     for name, module in modules.items():
-        inputs = torch.stack([g.open_probability().sum() for g in input_gates[name]]).sum()
+        inputs = _expected_inputs(module, input_gates[name])
         hidden = torch.stack([g.open_probability().sum() for g in hidden_gates(module)])
         for layer in hidden.view(module.num_layers, -1):  # [num_directions]
             terms.append(NUM_GATES[module.mode] * (layer * (inputs + layer)).sum())
             inputs = layer.sum()
     return torch.stack(terms).sum()
+
+
+def _expected_inputs(module: GatedModule, gates: list[HardConcrete]) -> Tensor:
+    if not gates:  # they cannot be cut
+        return torch.tensor(float(module.input_size))
+    return torch.stack([gate.open_probability().sum() for gate in gates]).sum()
 
 
 def total_l0(model: nn.Module) -> int:
@@ -152,13 +158,27 @@ def total_l0(model: nn.Module) -> int:
     )
 
 
+def kept_l0(model: nn.Module) -> int:
+    """Return the number of W and R weights that the fixed gates of evaluation mode keep: multiply-adds per step."""
+    total, modules = 0, _gated_modules(model)
+    for kept in kept_neurons(model):
+        module = modules[kept.module]
+        num_directions = num_directions_of(module)
+        inputs = len(kept.input)
+        for layer in range(module.num_layers):
+            hidden = [len(each) for each in kept.hidden[layer * num_directions : (layer + 1) * num_directions]]
+            total += NUM_GATES[module.mode] * sum(size * (inputs + size) for size in hidden)
+            inputs = sum(hidden)
+    return total
+
+
 def kept_neurons(model: nn.Module) -> tuple[KeptNeurons, ...]:
     """Return, per gated module, which neurons the fixed gates of evaluation mode keep."""
     input_gates = _input_gates(model)
     return tuple(
         KeptNeurons(
             module=name,
-            input=_open_indices(input_gates[name]),
+            input=_open_indices(input_gates[name]) if input_gates[name] else np.arange(module.input_size),
             hidden=tuple(_open_indices([gate]) for gate in hidden_gates(module)),
             input_size=module.input_size,
             hidden_size=module.hidden_size,
@@ -220,18 +240,19 @@ def _gated_modules(model: nn.Module) -> dict[str, GatedModule]:
 
 
 def _input_gates(model: nn.Module) -> dict[str, list[HardConcrete]]:
-    """Return the gates of each gated module's inputs: its own, or those of the module that feeds it."""
-    modules, sources = _gated_modules(model), fed_by(model)
+    """Return the gates of each gated module's inputs: its own, or those of the modules that feed it, or none."""
+    modules, sources = _gated_modules(model), sources_of(model)
     gates = {}
     for name, module in modules.items():
         if module.input_gate is not None:
             gates[name] = [module.input_gate]
         elif name in sources:
-            gates[name] = _site_gates(modules, parameter_name(sources[name], "hidden"))
+            sites = [parameter_name(source, "hidden") for source in sources[name]]
+            gates[name] = [gate for site in sites for gate in _site_gates(modules, site)]
         else:
             raise TrainingError(
-                f"module {name!r}: has no input gate and no neuron link feeds it; expected the model that "
-                "gate() returned. Pass that model itself, not a wrapper or a part of it."
+                f"module {name!r}: has no input gate and no neuron link feeds it, nor a source; expected the model "
+                "that gate() returned. Pass that model itself, not a wrapper or a part of it."
             )
     return gates
 
@@ -276,7 +297,7 @@ def _share_gates(model: nn.Module) -> None:
     modules = _gated_modules(model)
     for sites in tied_sites(model):
         gated = {site: gates for site in sites if (gates := _site_gates(modules, site))}
-        if len(gated) == 1:
+        if len(gated) <= 1:
             continue
         if any(len(gates) > 1 for gates in gated.values()):
             raise TrainingError(

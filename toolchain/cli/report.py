@@ -17,8 +17,8 @@ from toolchain.files import write_text
 def report(sources: tuple[Path, ...], output: Path) -> None:
     """Write training runs (folders) and results of `toolchain bench --json` (files) as one self-contained HTML page.
 
-    A run shows neurons kept and perplexity over epochs, also while it trains; a result shows what `toolchain bench
-    --html` shows.
+    A run shows neurons kept and perplexity, or a reader's scores, over epochs, also while it trains; a result shows
+    what `toolchain bench --html` shows.
     """
     reports = importlib.import_module("toolchain.bench.report")
     reports.check_writable(output)

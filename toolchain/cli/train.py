@@ -45,7 +45,7 @@ INTERRUPTED = 130  # what a shell expects of a program that ended by Ctrl-C
               help="Share of the recurrent multiply-adds to keep.")  # fmt: skip
 @click.option("--l0-weight", type=click.FloatRange(0, min_open=True), help="A fixed price instead of a share to keep.")
 @click.option("--data", "folder", type=click.Path(exists=True, file_okay=False, path_type=Path),
-              help="Folder that holds the files of ptb or wikitext-2.")  # fmt: skip
+              help="Folder that holds the files of ptb, wikitext-2 or squad.")  # fmt: skip
 @click.option("--text", type=click.Path(path_type=Path), help="Train on this UTF-8 text.")
 @click.option("--from", "source", type=click.Path(dir_okay=False, path_type=Path), metavar="MODEL.onnx",
               help="Start from this language model, shrunk or not; trains densely unless told otherwise.")  # fmt: skip
@@ -77,7 +77,7 @@ def train(
 ) -> None:
     """Learn in PyTorch which neurons are needed; write model.onnx.
 
-    RECIPE is the name of a recipe that comes with the package (pydocs, ptb-small, ...) or a TOML file.
+    RECIPE is the name of a recipe that comes with the package (pydocs, ptb-small, squad, ...) or a TOML file.
     The ONNX file has the original shapes; removed neurons are exact zeros, which `toolchain shrink` cuts.
     """
     if keep is not None and l0_weight is not None:
@@ -210,12 +210,16 @@ def _carry_out(run: TrainingRun, corpus: Any, console: Console, output: Path) ->
 
 def _load_corpus(recipe: Recipe) -> Any:
     section = recipe.data
+    folder = None if section.folder is None else Path(section.folder)
+    if section.corpus == "squad":
+        squad = importlib.import_module("toolchain.models.squad")
+        return squad.load_squad(folder=folder, vocabulary_size=section.vocabulary_size)
     return importlib.import_module("toolchain.models.text").load_corpus(
         section.corpus,
         vocabulary_size=section.vocabulary_size,
         max_tokens=section.max_tokens,
         seed=recipe.run.seed,
-        folder=None if section.folder is None else Path(section.folder),
+        folder=folder,
         text=None if section.text is None else Path(section.text),
     )
 
@@ -274,7 +278,7 @@ def _described(corpus: Any, source: Path | None) -> str:
 
     tokens = " + ".join(f"{len(split):,}" for split in (corpus.train, corpus.valid, corpus.test))
     return (
-        f"# {corpus.origin}: {tokens} tokens (train, valid, test), {len(corpus.vocabulary):,} words\n"
+        f"# {corpus.origin}: {tokens} {corpus.unit} (train, valid, test), {len(corpus.vocabulary):,} words\n"
         f"# rnn-toolchain {__version__}, torch {torch.__version__}\n"
         + ("\n" if source is None else f"# started from {source}\n\n")
     )
@@ -285,7 +289,7 @@ def _headline(recipe: Recipe, corpus: Any, run: TrainingRun) -> str:
     where = str(run.processes.device) + (f" in {count} processes" if count > 1 else "")
     return (
         f"{run.folder}: {recipe.run.method} on {corpus.origin}, "
-        f"{sum(map(len, (corpus.train, corpus.valid, corpus.test))):,} tokens, "
+        f"{sum(map(len, (corpus.train, corpus.valid, corpus.test))):,} {corpus.unit}, "
         f"{len(corpus.vocabulary):,} words; "
         f"{recipe.optim.epochs} epochs on {where}, {recipe.run.precision}"
     )
@@ -297,10 +301,11 @@ def _copy(source: Path, target: Path) -> None:
 
 
 def _conclude(console: Console, result: TrainingResult, folder: Path, output: Path) -> None:
+    from toolchain.cli.train_progress import result_lines
+
     lines = (
         "",
-        f"test perplexity  {result.perplexity:.3f} in PyTorch, {result.onnx_perplexity:.3f} in ONNX Runtime, "
-        f"{abs(result.onnx_perplexity / result.perplexity - 1):.0e} apart ({result.test_tokens:,} tokens)",
+        *result_lines(result),
         f"kept             {result.share:.1%} of the recurrent multiply-adds",
         f"training speed   last epoch {result.speed_ratio:.2f}x the first",
         f"written          {output}, and {folder}/ with recipe, metrics, checkpoint",

@@ -1,4 +1,4 @@
-"""Shows training: a live bar on a terminal, one plain line per epoch elsewhere."""
+"""Shows training: a live bar on a terminal, one plain line per epoch elsewhere, and what the test data say."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
+from toolchain.training.language_modelling import LanguageModellingResult
 from toolchain.training.loop import StepReport
 from toolchain.training.run_folder import Row
+from toolchain.training.task import TrainingResult
 
 
 class _TimeLeft(ProgressColumn):
@@ -77,6 +79,21 @@ class TrainingDisplay:
     def event(self, text: str) -> None:
         """Print what happened."""
         self._console.print(f"          {text}", highlight=False)
+
+
+def result_lines(result: TrainingResult) -> tuple[str, ...]:
+    """Return what a finished run says of its test data."""
+    if isinstance(result, LanguageModellingResult):
+        apart = abs(result.onnx_perplexity / result.perplexity - 1)
+        return (
+            f"test perplexity  {result.perplexity:.3f} in PyTorch, {result.onnx_perplexity:.3f} in ONNX Runtime, "
+            f"{apart:.0e} apart ({result.test_tokens:,} tokens)",
+        )
+    return (
+        f"test F1          {result.f1:.2f} in PyTorch, {result.onnx_f1:.2f} in ONNX Runtime "
+        f"({result.test_questions:,} questions)",
+        f"exact match      {result.exact_match:.2f} in PyTorch, {result.onnx_exact_match:.2f} in ONNX Runtime",
+    )
 
 
 def _label(column: str) -> str:

@@ -17,7 +17,7 @@ embedding's neurons are rnn.1's. A set has one gate per neuron; a neuron lives f
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
@@ -54,6 +54,21 @@ class LinkedModel(Protocol):
 
     def neuron_links(self) -> tuple[NeuronLink, ...]:
         """Return one link per recurrent module."""
+
+
+@runtime_checkable
+class FedModel(Protocol):
+    """A model without links that says whose neurons its recurrent modules read.
+
+    Unlike what a link joins, they may be copied or multiplied with one another on the way, as long as a neuron that is
+    zero leaves zeros at its places. Such a model is gated and priced as it will be cut, but not cut while it learns.
+    """
+
+    def neuron_sources(self) -> Mapping[str, tuple[str, ...]]:
+        """Return the modules whose neurons a module's inputs are, side by side and repeats included, by module.
+
+        An empty tuple says that its inputs cannot be cut: a residual layer's, which that layer reads itself.
+        """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -147,6 +162,27 @@ def fed_by(model: nn.Module) -> dict[str, str]:
         for name, module in recurrent_modules(model)
         if id(module.weight_ih_l0) in reader_of
     }
+
+
+def sources_of(model: nn.Module) -> dict[str, tuple[str, ...]]:
+    """Return, for each recurrent module without inputs of its own, the modules whose neurons they are, in order.
+
+    Raises:
+        TrainingError: a source names something that is not there, or sizes disagree.
+    """
+    sources: dict[str, tuple[str, ...]] = {name: (source,) for name, source in fed_by(model).items()}
+    if not isinstance(model, FedModel):
+        return sources
+    modules = dict(recurrent_modules(model))
+    for name, names in model.neuron_sources().items():
+        sizes = [output_size(modules[each]) for each in names if each in modules]
+        if name not in modules or len(sizes) < len(names) or (names and sum(sizes) != modules[name].input_size):
+            raise TrainingError(
+                f"neuron sources {name!r}: {len(sizes)} of {len(names)} modules are there, with {sum(sizes)} neurons; "
+                "expected as many neurons as the module has inputs. Correct neuron_sources()."
+            )
+        sources[name] = names
+    return sources
 
 
 def all_parameters(model: nn.Module) -> dict[str, Tensor]:

@@ -65,8 +65,13 @@ def rebuild(path: Path, recipe: Recipe) -> Start:
 
     Raises:
         ModelFileError: the file is no such model.
-        TrainingError: the recipe's network is the user's own.
+        TrainingError: the recipe's network is a reader, or the user's own.
     """
+    if recipe.model.network != "language-model":
+        raise TrainingError(
+            f"recipe {recipe.name}: model.network is {recipe.model.network}; expected a language-model, because --from "
+            "rebuilds no other network from a file. Train this one from the start."
+        )
     if recipe.model.factory is not None:
         raise TrainingError(
             f"recipe {recipe.name}: model.factory is {recipe.model.factory}; expected a network that is known by its "

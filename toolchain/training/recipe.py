@@ -7,34 +7,43 @@ that come with the package. Every value is checked when the recipe is read, so a
 
 from __future__ import annotations
 
-import difflib
 import importlib.resources
 import json
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
-from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, get_type_hints
 
 from toolchain.errors import RecipeError
-from toolchain.training.recipe_values import Count, NonNegative, OpenShare, Positive, Rate, Share, Within
+from toolchain.training.recipe_rules import check_recipe
+from toolchain.training.recipe_values import (
+    Count,
+    NonNegative,
+    OpenShare,
+    Positive,
+    Rate,
+    Share,
+    Within,
+    checked,
+    nearest,
+)
 from toolchain.training.teaching_sections import AveragingSection, TeacherSection
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DataSection:
-    """Which text is read.
+    """What is read.
 
     Attributes:
-        corpus: see `models/text.py`.
+        corpus: a text, see `models/text.py`, or `squad`, see `models/squad.py`.
         vocabulary_size: most frequent words kept; absent: all.
         max_tokens: read no more than about this many tokens; absent: all.
-        folder: where the files of `ptb` or `wikitext-2` lie; absent: downloaded once.
+        folder: where the files of `ptb`, `wikitext-2` or `squad` lie; absent: downloaded once.
         text: the file of corpus `text`.
     """
 
-    corpus: Literal["pydocs", "ptb", "wikitext-2", "text"]
+    corpus: Literal["pydocs", "ptb", "wikitext-2", "text", "squad"]
     vocabulary_size: Count | None = None
     max_tokens: Count | None = None
     folder: str | None = None
@@ -43,14 +52,17 @@ class DataSection:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelSection:
-    """The network: a language model by its sizes, or a user's own by `factory`.
+    """The network: a language model or a reader by its sizes, or a user's own language model by `factory`.
 
     Attributes:
+        network: `reader` for questions about paragraphs, see `models/reader.py`; it has LSTM layers.
         factory: "package.module:function"; gets the vocabulary size and returns an `nn.Module` with
             `LanguageModel`'s `forward` and `initial_state`. The other keys are then unused.
         cell: kind of recurrent layer.
         embedding_size: columns of the embedding table.
-        hidden_sizes: neurons per recurrent layer, from the bottom.
+        hidden_sizes: neurons per recurrent layer, from the bottom; of a reader, per direction of encoder, first and
+            second modeling layer, and output layer.
+        character_channels: of a reader: what the bytes of a word are made into, beside its embedding.
         dropout: probability of dropping a value between layers; where the next two are given, before the output only.
         input_dropout: the same after the embedding; absent: `dropout`.
         hidden_dropout: the same between layers; absent: `dropout`.
@@ -61,10 +73,12 @@ class ModelSection:
         init_scale: weights start uniform in `[-init_scale, init_scale]`; absent: PyTorch's defaults.
     """
 
+    network: Literal["language-model", "reader"] = "language-model"
     factory: str | None = None
     cell: Literal["lstm", "gru", "rnn"] = "lstm"
     embedding_size: Count = 256
     hidden_sizes: tuple[Count, ...] = (256, 256)
+    character_channels: Count = 64
     dropout: Rate = 0.0
     input_dropout: Rate | None = None
     hidden_dropout: Rate | None = None
@@ -244,7 +258,7 @@ def _read(source: str | Path) -> tuple[str, str, str]:
     try:
         return path.stem, path.read_text("utf-8"), str(path)
     except (OSError, UnicodeDecodeError) as error:
-        hint = _nearest(str(source), recipe_names())
+        hint = nearest(str(source), recipe_names())
         raise RecipeError(
             f"{source}: no such recipe ({type(error).__name__}); expected a TOML file or one of "
             f"{', '.join(recipe_names())}.{hint}"
@@ -265,29 +279,7 @@ def _recipe(name: str, table: dict[str, Any], origin: str) -> Recipe:
     _refuse_unknown(table, kinds, origin, prefix="")
     sections = {key: _section(kind, table.get(key, {}), origin, key) for key, kind in kinds.items()}
     recipe = Recipe(name=name, **sections)
-    gates = recipe.gates
-    if recipe.run.method == "neuron-selection" and (gates.keep is None) == (gates.l0_weight is None):
-        found = "neither" if gates.keep is None else "both"
-        raise RecipeError(
-            f"{origin}: gates.keep and gates.l0_weight: {found} given; expected exactly one. "
-            "Set a share to keep, or a fixed price."
-        )
-    if gates.start_at >= gates.freeze_at:
-        raise RecipeError(
-            f"{origin}: gates.start_at: {gates.start_at}; expected less than gates.freeze_at, {gates.freeze_at}. "
-            "Start earlier or freeze later."
-        )
-    if recipe.model.tied and recipe.model.hidden_sizes[-1] != recipe.model.embedding_size:
-        raise RecipeError(
-            f"{origin}: model.tied: the last of model.hidden_sizes is {recipe.model.hidden_sizes[-1]}; "
-            f"expected model.embedding_size, {recipe.model.embedding_size}. "
-            "Make them equal, or set model.tied = false."
-        )
-    if recipe.model.factory is not None and (recipe.optim.activation_penalty or recipe.optim.slowness_penalty):
-        raise RecipeError(
-            f"{origin}: optim.activation_penalty and optim.slowness_penalty: given with model.factory; expected 0, "
-            "because only the layers of the package's own network are known. Remove them, or the factory."
-        )
+    check_recipe(recipe, origin)
     return recipe
 
 
@@ -299,7 +291,7 @@ def _section(kind: type[Section], table: Any, origin: str, section: str) -> Sect
     for field in fields(kind):
         if field.default is MISSING and field.name not in table:
             raise RecipeError(f"{origin}: {section}.{field.name}: missing; expected a value. Add it to `[{section}]`.")
-    return kind(**{key: _checked(value, hints[key], origin, f"{section}.{key}") for key, value in table.items()})
+    return kind(**{key: checked(value, hints[key], origin, f"{section}.{key}") for key, value in table.items()})
 
 
 def _refuse_unknown(table: Mapping[str, Any], known: Iterable[str], origin: str, *, prefix: str) -> None:
@@ -307,48 +299,7 @@ def _refuse_unknown(table: Mapping[str, Any], known: Iterable[str], origin: str,
     for key in table:
         if key not in valid:
             expected = ", ".join(valid)
-            raise RecipeError(
-                f"{origin}: {prefix}{key}: no such key; expected one of {expected}.{_nearest(key, valid)}"
-            )
-
-
-def _checked(value: Any, hint: Any, origin: str, key: str) -> Any:
-    """Return `value` as the annotated type, or say what was expected instead."""
-    if isinstance(hint, UnionType) or (get_origin(hint) is not None and NoneType in get_args(hint)):
-        hint = next(kind for kind in get_args(hint) if kind is not NoneType)
-    ranges = hint.__metadata__ if get_origin(hint) is Annotated else ()
-    kind = get_args(hint)[0] if ranges else hint
-    if get_origin(kind) is Literal:
-        if value not in get_args(kind):
-            choices = [str(choice) for choice in get_args(kind)]
-            raise _refused(origin, key, value, f"one of {', '.join(choices)}", _nearest(str(value), choices))
-        return value
-    if get_origin(kind) is tuple:
-        if not isinstance(value, list | tuple) or not value:
-            raise _refused(origin, key, value, "a list such as [256, 256]")
-        return tuple(_checked(item, get_args(kind)[0], origin, key) for item in value)
-    if kind is float and type(value) is int:
-        value = float(value)
-    if type(value) is not kind:
-        raise _refused(
-            origin,
-            key,
-            value,
-            {int: "a whole number", float: "a number", bool: "true or false"}.get(kind, "text"),
-        )
-    for bounds in ranges:
-        if value not in bounds:
-            raise _refused(origin, key, value, str(bounds))
-    return value
-
-
-def _refused(origin: str, key: str, value: Any, expected: str, hint: str = "") -> RecipeError:
-    return RecipeError(f"{origin}: {key}: {value!r}; expected {expected}.{hint or ' Correct the value.'}")
-
-
-def _nearest(word: str, candidates: Iterable[str]) -> str:
-    close = difflib.get_close_matches(word, list(candidates), n=1, cutoff=0.5)
-    return f" Did you mean {close[0]}?" if close else ""
+            raise RecipeError(f"{origin}: {prefix}{key}: no such key; expected one of {expected}.{nearest(key, valid)}")
 
 
 def _hints(kind: type) -> dict[str, Any]:

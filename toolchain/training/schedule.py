@@ -17,8 +17,9 @@ class Schedule:
 
     Attributes:
         optim: learning rates and epochs.
-        steps: time steps per update; fewer than the recipe's if the text is shorter than one window.
-        updates_per_epoch: windows of `steps` rows in the text; the rows after the last one are left out.
+        steps: time steps per update, fewer than the recipe's if the text is shorter than one window; 1 for a task
+            that reads its examples whole.
+        updates_per_epoch: windows of `steps` rows in the text, the rows after the last one left out; or batches.
         start_at: update from which gates learn.
         freeze_at: update at which gates are frozen; None for a dense run.
         compact_every: updates between two cuts.
@@ -56,14 +57,18 @@ class Schedule:
 def plan_schedule(optim: OptimSection, gates: GatesSection | None, *, rows: int) -> Schedule:
     """Divide a text of `rows` rows into updates; `gates` is None for a dense run."""
     steps = min(optim.steps, rows - 1)
-    per_epoch = (rows - 1) // steps
-    updates = per_epoch * optim.epochs
+    return plan_updates(optim, gates, updates_per_epoch=(rows - 1) // steps, steps=steps)
+
+
+def plan_updates(optim: OptimSection, gates: GatesSection | None, *, updates_per_epoch: int, steps: int) -> Schedule:
+    """Lay out the phases of a run whose epochs have `updates_per_epoch` updates."""
+    updates = updates_per_epoch * optim.epochs
     start_at = 0 if gates is None else round(gates.start_at * updates)
     return Schedule(
         optim=optim,
         steps=steps,
-        updates_per_epoch=per_epoch,
+        updates_per_epoch=updates_per_epoch,
         start_at=start_at,
         freeze_at=None if gates is None else max(start_at + 1, round(gates.freeze_at * updates)),
-        compact_every=per_epoch if gates is None or gates.compact_steps is None else gates.compact_steps,
+        compact_every=updates_per_epoch if gates is None or gates.compact_steps is None else gates.compact_steps,
     )

@@ -15,11 +15,12 @@ from torch import Tensor, nn
 from toolchain.export import State
 from toolchain.training.language_modelling import LanguageModellingResult, begin_language_modelling
 from toolchain.training.processes import Processes
+from toolchain.training.reading_comprehension import ReadingResult, begin_reading_comprehension
 from toolchain.training.recipe import GatesSection, Recipe
 from toolchain.training.schedule import Schedule
 
 Figures: TypeAlias = Mapping[str, float]
-TrainingResult: TypeAlias = LanguageModellingResult  # what a run has reached, as `result.json` has it
+TrainingResult: TypeAlias = LanguageModellingResult | ReadingResult  # what a run has reached, as `result.json` has it
 
 
 class Metric(Protocol):
@@ -102,4 +103,5 @@ def begin_task(recipe: Recipe, corpus: Any, gates: GatesSection | None, *, proce
         DatasetError: there is not enough of it for one batch.
         TrainingError: a batch cannot be shared out over the processes.
     """
-    return begin_language_modelling(recipe, corpus, gates, processes=processes)
+    begin = begin_reading_comprehension if recipe.data.corpus == "squad" else begin_language_modelling
+    return begin(recipe, corpus, gates, processes=processes)

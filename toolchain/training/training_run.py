@@ -130,11 +130,13 @@ def begin_run(
 
 
 def build_network(section: ModelSection, vocabulary_size: int) -> nn.Module:
-    """Build the recipe's language model, or call the user's factory.
+    """Build the recipe's language model or reader, or call the user's factory.
 
     Raises:
         RecipeError: the factory cannot be imported, or what it returns is no token model.
     """
+    if section.network == "reader":
+        return _build_reader(section, vocabulary_size)
     if section.factory is None:
         models = importlib.import_module("toolchain.models.language_model")
         config = models.LanguageModelConfig(
@@ -168,6 +170,19 @@ def build_network(section: ModelSection, vocabulary_size: int) -> nn.Module:
             "forward(tokens, state) and initial_state(batch_size). See models/language_model.py."
         )
     return model
+
+
+def _build_reader(section: ModelSection, vocabulary_size: int) -> nn.Module:
+    models = importlib.import_module("toolchain.models.reader")
+    config = models.ReaderConfig(
+        vocabulary_size=vocabulary_size,
+        embedding_size=section.embedding_size,
+        character_channels=section.character_channels,
+        hidden_sizes=section.hidden_sizes,
+        dropout=section.dropout,
+    )
+    network: nn.Module = models.Reader(config)
+    return network
 
 
 def weights_optimizer(model: nn.Module, optim: OptimSection) -> torch.optim.Optimizer:

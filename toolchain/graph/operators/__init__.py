@@ -53,7 +53,8 @@ _RECURRENT = Operator(transfer=recurrence.transfer, rewrite=recurrence.rewrite,
 _QUANTIZED_LSTM = Operator(transfer=recurrence.transfer, rewrite=recurrence.rewrite,
                            note="as LSTM, but only units and inputs that are always zero can go")  # fmt: skip
 _MATMUL = Operator(transfer=linear.matmul, rewrite=linear.rewrite, note="a constant matrix, stack of matrices, one per "
-                   "group, or vector on one side; or two computed values, whose summed axis is kept whole")  # fmt: skip
+                   "group, or vector on one side; or two computed values, whose summed axis is kept whole but for "
+                   "positions at which one of them is always zero")  # fmt: skip
 _GEMM = Operator(transfer=linear.gemm, rewrite=linear.rewrite, note="a constant B")
 _CONV = Operator(transfer=convolution.conv, rewrite=convolution.rewrite,
                  note="channels; depthwise channel by channel; of groups equally many each")  # fmt: skip

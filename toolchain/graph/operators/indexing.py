@@ -9,12 +9,12 @@ A position of run-time length is one cell, whichever index addresses it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
-from toolchain.graph.cells import BlockedError, CellArray, Space, Statement, Transfer, couple, pairs
+from toolchain.graph.cells import BlockedError, CellArray, Couple, Read, Space, Statement, Transfer, couple, pairs
 from toolchain.graph.edits import Edits
 from toolchain.graph.kept import Kept
 from toolchain.graph.nodes import NodeView
@@ -25,7 +25,7 @@ Indices = npt.NDArray[np.integer]
 _UPDATES = 2
 
 
-def moved(out: CellArray, read: CellArray) -> tuple[Statement, ...]:
+def moved(out: CellArray, read: CellArray) -> tuple[Read, Couple]:
     """Return the statements that each output cell is the input cell at its place (broadcast)."""
     return pairs(out, read, keeps_zero=True), couple(out, read)
 
@@ -81,12 +81,16 @@ def _from_front(indices: Indices, x: Space, axis: int) -> CellArray:
 
 
 def _gathered_anywhere(x: Space, out: Space, axis: int) -> tuple[Statement, ...]:
-    """Indices at run time may pick any position of the axis, so its positions share one fate."""
+    """Indices at run time may pick any position of the axis, so its positions share one fate.
+
+    Where they pick from one cell, what is zero for certain stays so, whatever the indices are.
+    """
     before, after = x.shape[:axis], x.shape[axis + 1 :]
     indices = out.shape[axis : len(out.shape) - len(after)]
     source = x.cells.reshape((*before, 1, x.shape[axis], *after))
     target = out.cells.reshape((*before, int(np.prod(indices, dtype=np.int64)), 1, *after))
-    return moved(target, source)
+    read, together = moved(target, source)
+    return replace(read, absorbs_zero=x.shape[axis] == 1), together
 
 
 def rewrite_gather(node: NodeView, neurons: Neurons, kept: Kept, edits: Edits) -> None:

@@ -2,12 +2,15 @@
 
     z[.., n] = sum_k x[.., k] W[k, n] + b[n]     row k is read by column n where W[k, n] is not zero
     z[.., e] = table[index[..], e]               column e of the table is needed where z is; no input is cut
+    z = sum_k x[k] y[k], both computed           position k is read unless one of its factors is zero for certain
 
 Cutting is slicing: `W' = W[rows][:, columns]`, `table' = table[:, columns]`. A constant of more axes is a stack of
 matrices, all of which are cut alike: row k is read by column n where any of them reads it.
 """
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 import numpy as np
 import onnx_ir as ir
@@ -151,7 +154,7 @@ def bias_of(node: NodeView, index: int, columns: Space) -> list[Statement]:
 
 
 def _product(node: NodeView) -> Transfer:
-    """Describe a product of two computed values: the summed axis is needed whole, the outer axes pass through."""
+    """Describe a product of two computed values: term by term if it is one cell, else the summed axis whole."""
     a, b, out = node.input(0), node.input(1), node.output(0)
     rank = len(out.shape)
     if min(len(a.shape), len(b.shape)) < 2:
@@ -164,16 +167,37 @@ def _product(node: NodeView) -> Transfer:
         raise BlockedError("the shapes around it do not agree")
     if out.size * left.shape[-1] > MAX_CELLS:
         raise BlockedError("it multiplies two computed values of more positions than are tracked")
+    if out.size == 1:
+        return _terms(node, left.ravel(), right.ravel())
     product = out.cells  # left [.., n, k], right [.., k, m], product [.., n, m]
+    one_term = left.shape[-1] == 1
     return Transfer(
         statements=(
-            pairs(product[..., :, None, :], left[..., :, :, None]),
-            pairs(product[..., :, None, :], right[..., None, :, :]),
+            replace(pairs(product[..., :, None, :], left[..., :, :, None]), keeps_zero=one_term, absorbs_zero=one_term),
+            replace(
+                pairs(product[..., :, None, :], right[..., None, :, :]), keeps_zero=one_term, absorbs_zero=one_term
+            ),
             couple(product[..., :, 0], left[..., :, 0]),
             couple(product[..., 0, :], right[..., 0, :]),
             couple(left[..., :, :1], left),
             couple(right[..., :1, :], right),
         )
+    )
+
+
+def _terms(node: NodeView, left: CellArray, right: CellArray) -> Transfer:
+    """Describe a sum of products, all outer axes being of one cell (of run-time length, most often)."""
+    terms = node.neurons("terms", left.size).cells
+    factors = (replace(pairs(terms, factor), keeps_zero=True, absorbs_zero=True) for factor in (left, right))
+    every = np.ones((1, terms.size), dtype=np.bool_)
+    return Transfer(
+        statements=(
+            Linear(reader=node.output(0).cells.ravel(), read=terms, weights=every),
+            *factors,
+            couple(terms, left),
+            couple(terms, right),
+        ),
+        never_empty=(terms,),
     )
 
 
@@ -184,7 +208,7 @@ def _with_rank(cells: CellArray, rank: int) -> CellArray:
 def rewrite(node: NodeView, neurons: dict[str, Space], kept: Kept, edits: Edits) -> None:
     """Slice the matrix of a contraction; a bias is sliced with every other constant operand."""
     if "rows" not in neurons:
-        return  # a product of two computed values
+        return  # a product of two computed values: its factors are cut where they are made
     if len(neurons["rows"].shape) > 1:
         grouped.rewrite(node, neurons, kept, edits)
         return

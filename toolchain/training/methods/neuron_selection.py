@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from toolchain.gates import expected_l0, fold, gate, total_l0
+from toolchain.gates import expected_l0, fold, gate, kept_l0, total_l0
 from toolchain.gating.compaction import ActivationStatistics, CompactionPlan, freeze
 from toolchain.gating.hard_concrete import HardConcrete
 from toolchain.gating.neuron_sets import LinkedModel, neuron_sets
@@ -114,14 +114,16 @@ class NeuronSelection:
         With a share to keep, gates that closed beyond it open again, and the neurons that are missed least go, as the
         gates scale them: those that are closed first. With a fixed price those go whose gate is closed. The others'
         message is folded into the kept ones by least squares; then the gates are taken off, and the model is a plain,
-        narrow one. Without links only the gates are fixed.
+        narrow one. Without links only the gates are fixed, moved together to the share if one was asked.
         """
         self.learning = False
         for each in _gates(model):
             each.requires_grad_(False)
-        if not self.cuts.kept:
-            return
         keep = self.section.keep
+        if not self.cuts.kept:
+            if keep is not None:
+                meet_share(model, keep=keep, dense_l0=self.cuts.dense_l0)
+            return
         if keep is not None:
             reopen_gates(model, keep=keep, dense_l0=self.cuts.dense_l0)
         with ActivationStatistics(model) as statistics:
@@ -135,10 +137,10 @@ class NeuronSelection:
 
     def share_kept(self, model: nn.Module) -> float:
         """Return recurrent multiply-adds over those of the dense network; an expectation while gates learn."""
-        if self.learning or not self.cuts.kept:
+        if self.learning:
             with torch.no_grad():
                 return float(expected_l0(model)) / self.cuts.dense_l0
-        return self.cuts.share_kept(model)
+        return self.cuts.share_kept(model) if self.cuts.kept else kept_l0(model) / self.cuts.dense_l0
 
     def rows(self, model: nn.Module, *, epoch: int) -> list[Row]:
         """Return, per gate vector, its size and how open it is."""
@@ -203,6 +205,30 @@ def reopen_gates(model: nn.Module, *, keep: float, dense_l0: int) -> None:
         middle = (low + high) / 2
         low, high = (low, middle) if reaches(middle) else (middle, high)
     reaches(high)
+
+
+@torch.no_grad()
+def meet_share(model: nn.Module, *, keep: float, dense_l0: int) -> None:
+    """Move every gate's log_alpha alike, until the open gates keep the share `keep`, less at most one neuron.
+
+    Args:
+        model: gated, without links; changed in place.
+        keep: share of `dense_l0`, in (0, 1).
+        dense_l0: recurrent multiply-adds per step of the plain model.
+    """
+    gates = list(_gates(model))
+    start = [gate.log_alpha.clone() for gate in gates]
+
+    def fits(shift: float) -> bool:
+        for each, log_alpha in zip(gates, start, strict=True):
+            each.log_alpha.copy_(log_alpha + shift)
+        return kept_l0(model) <= keep * dense_l0
+
+    low, high = -_FULL_SHIFT, _FULL_SHIFT
+    for _ in range(_BISECTIONS):
+        middle = (low + high) / 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    fits(low)
 
 
 def _row(name: str, each: HardConcrete, epoch: int) -> Row:
