@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
+from toolchain.training.methods.group_lasso import begin_group_lasso
 from toolchain.training.methods.neuron_selection import begin_neuron_selection
 from toolchain.training.methods.pruning_method import Dense, PruningMethod
 from toolchain.training.recipe import Recipe
@@ -18,5 +19,7 @@ def begin_method(model: nn.Module, recipe: Recipe) -> tuple[nn.Module, PruningMe
     match recipe.run.method:
         case "neuron-selection":
             return begin_neuron_selection(model, recipe.gates)
-        case "dense":
+        case "iss":
+            return begin_group_lasso(model, recipe.iss, sites=recipe.gates.sites)
+        case "dense" | "direct":
             return model, Dense()
