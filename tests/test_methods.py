@@ -10,17 +10,21 @@ import torch
 from tiny_training import WORDS, Silent, tiny_corpus, tiny_run
 
 from toolchain.errors import TrainingError
-from toolchain.evaluation import onnx_perplexity, torch_perplexity
+from toolchain.evaluation import onnx_perplexity
 from toolchain.gates import total_l0
 from toolchain.graph.token_model import read_token_model
 from toolchain.shrinking import shrink
 from toolchain.training.loop import finish, train
 from toolchain.training.methods.cut_record import open_neurons
+from toolchain.training.methods.l1 import recurrent_weights
+from toolchain.training.methods.magnitude import share_due
 from toolchain.training.training_run import TrainingRun, build_network, restore_run
 
 TIMES = ("seconds", "tokens_per_s")
 SGD = {"optim__optimizer": "sgd", "optim__learning_rate": 2.0, "optim__epochs": 6}
 ISS = {**SGD, "run__method": "iss", "iss__weight": 0.01}
+MAGNITUDE = {"run__method": "magnitude", "gates__compact_steps": 15}
+L1 = {**SGD, "run__method": "l1", "l1__weight": 0.002}
 DENSE_L0 = 4 * 12 * (10 + 12) + 4 * 9 * (12 + 9)
 
 
@@ -39,7 +43,9 @@ def shrunk_sizes(path: Path, folder: Path) -> dict[str, int]:
 
 
 @pytest.mark.parametrize(
-    "changes", [ISS, ISS | {"model__cell": "gru", "iss__weight": 0.013}, ISS | {"gates__freeze_at": 1.0}], ids=str
+    "changes",
+    [ISS, ISS | {"model__cell": "gru", "iss__weight": 0.013}, ISS | {"gates__freeze_at": 1.0}, MAGNITUDE],
+    ids=str,
 )
 def test_what_a_method_removed_is_zero_in_onnx_and_shrink_finds_as_much(tmp_path: Path, changes: dict) -> None:
     run, report = trained(tmp_path, **changes)
@@ -78,7 +84,9 @@ def test_neurons_whose_component_is_zero_are_cut_while_the_penalty_lasts(tmp_pat
     assert min(rows.values()) < 9
 
 
-@pytest.mark.parametrize("changes", [ISS, ISS | {"gates__compact_steps": 7, "gates__start_at": 0.3}], ids=str)
+@pytest.mark.parametrize(
+    "changes", [ISS, ISS | {"gates__compact_steps": 7, "gates__start_at": 0.3}, MAGNITUDE, L1], ids=str
+)
 def test_a_resumed_run_gives_the_very_same_numbers(tmp_path: Path, changes: dict) -> None:
     """Stopped in the middle of an epoch while the method learns and afterwards, and at the end of one."""
     whole, _ = trained(tmp_path, "whole", **changes)
@@ -101,7 +109,7 @@ def timeless(rows: list) -> list:
     return [{key: value for key, value in row.items() if key not in TIMES} for row in rows]
 
 
-@pytest.mark.parametrize("changes", [ISS, {}], ids=str)
+@pytest.mark.parametrize("changes", [ISS, MAGNITUDE, L1, {}], ids=str)
 def test_without_fine_tuning_a_finished_run_can_be_resumed_and_ends_the_same(tmp_path: Path, changes: dict) -> None:
     changes = changes | {"gates__freeze_at": 1.0}
     run, _ = trained(tmp_path, **changes)
@@ -110,12 +118,17 @@ def test_without_fine_tuning_a_finished_run_can_be_resumed_and_ends_the_same(tmp
     restore_run(again)
     assert train(again, report=Silent())
     assert open_neurons(again.model) == open_neurons(run.model)
-    assert torch_perplexity(again.model, run.valid) == torch_perplexity(run.model, run.valid)
+    assert again.task.validate(again.model) == run.task.validate(run.model)
 
 
 @pytest.mark.parametrize(
     "changes",
-    [ISS | {"iss__weight": 0.02}, {"gates__keep": None, "gates__l0_weight": 3.0}, {"gates__keep": 0.8}],
+    [
+        ISS | {"iss__weight": 0.02},
+        MAGNITUDE | {"gates__keep": 0.8},
+        {"gates__keep": None, "gates__l0_weight": 3.0},
+        {"gates__keep": 0.8},
+    ],
     ids=str,
 )
 def test_only_neurons_of_the_chosen_sites_go(tmp_path: Path, changes: dict) -> None:
@@ -130,8 +143,9 @@ def test_only_neurons_of_the_chosen_sites_go(tmp_path: Path, changes: dict) -> N
 def test_a_share_that_the_chosen_sites_cannot_reach_is_refused(tmp_path: Path) -> None:
     least = (DENSE_L0 - 4 * 12 * 9) / DENSE_L0
     message = rf"gates.keep: 0.3 of the multiply-adds; expected at least {least:.3f}, what gates.sites = input leaves"
-    with pytest.raises(TrainingError, match=message):
-        tiny_run(tmp_path, gates__sites="input")
+    for method in ("neuron-selection", "magnitude"):
+        with pytest.raises(TrainingError, match=message):
+            tiny_run(tmp_path, gates__sites="input", run__method=method)
 
 
 def own_network(vocabulary_size: int) -> torch.nn.Module:
@@ -154,7 +168,43 @@ def own_network(vocabulary_size: int) -> torch.nn.Module:
     return Own()
 
 
-@pytest.mark.parametrize("changes", [ISS], ids=str)
+@pytest.mark.parametrize("changes", [ISS, MAGNITUDE], ids=str)
 def test_a_network_without_links_is_refused_by_methods_that_cut(tmp_path: Path, changes: dict) -> None:
     with pytest.raises(TrainingError, match=r"Own: no neuron_links\(\)"):
         tiny_run(tmp_path, model__factory=f"{__name__}:own_network", **changes)
+
+
+def test_magnitude_falls_to_the_share_along_the_cubic(tmp_path: Path) -> None:
+    assert [round(share_due(0.2, progress), 3) for progress in (0.0, 0.5, 1.0)] == [1.0, 0.3, 0.2]
+    run, report = trained(tmp_path, **MAGNITUDE)
+    cuts = [event for event in report.events if event.startswith("cut: ")]
+    assert len(cuts) >= 3
+    shares = [float(event.rpartition("; ")[2].partition("%")[0]) / 100 for event in report.events]
+    due = [share_due(0.3, 15 * (number + 1) / run.schedule.freeze_at) for number in range(len(cuts))]
+    assert shares[:-1] == pytest.approx(due, abs=0.06)  # a neuron is about 5 points
+    assert shares[-1] == pytest.approx(0.3, abs=0.03)
+
+
+def test_single_zeros_stay_zero_to_the_end_and_shrink_finds_nothing(tmp_path: Path) -> None:
+    run, _ = trained(tmp_path, **L1)
+    result = finish(run, tiny_corpus(), threads=1)
+    assert (result.share, result.perplexity < 0.6 * WORDS) == (1.0, True)
+    model = read_token_model(result.model)
+    nonzero = sum(int((weight != 0).sum()) for layer in model.layers for weight in (layer.W, layer.R))
+    assert nonzero == round(0.3 * DENSE_L0)
+    sizes = shrunk_sizes(result.model, tmp_path)
+    assert sum(sizes.values()) > 0.9 * (10 + 12 + 9 + 12)
+
+
+def test_the_penalty_alone_leaves_zeros_when_no_share_is_asked(tmp_path: Path) -> None:
+    counts = []
+    for weight in (1e-5, 0.003):
+        run, _ = trained(tmp_path, str(weight), **L1 | {"gates__keep": None, "l1__weight": weight})
+        counts.append(sum(int((weight != 0).sum()) for weight in recurrent_weights(run.model).values()))
+    assert counts[1] < 0.8 * counts[0]
+
+
+def test_single_weights_go_without_links_too(tmp_path: Path) -> None:
+    run, _ = trained(tmp_path, **L1, model__factory=f"{__name__}:own_network")
+    zeros = [int((weight == 0).sum()) for weight in recurrent_weights(run.model).values()]
+    assert sum(zeros) == total_l0(run.model) - round(0.3 * total_l0(run.model))

@@ -18,7 +18,9 @@ from toolchain.errors import TrainingError
 from toolchain.evaluation import onnx_perplexity, torch_perplexity
 from toolchain.graph.token_model import TokenModelWeights, read_token_model
 from toolchain.recurrent import in_pytorch_order
+from toolchain.training.checkpoint import load_checkpoint
 from toolchain.training.recipe import ModelSection, Recipe
+from toolchain.training.run_folder import CHECKPOINT
 from toolchain.training.training_run import build_network
 
 CELLS = {"LSTM": "lstm", "GRU": "gru", "RNN": "rnn"}
@@ -118,6 +120,51 @@ def check_start(start: Start, corpus: Any, *, threads: int | None = None) -> Sta
             "from it; expected equal ones. Nothing was trained; report this model."
         )
     return StartCheck(onnx=expected, torch=found, tokens=len(text))
+
+
+def section_like(source: Path, recipe: Recipe) -> ModelSection:
+    """Return a recipe's network at the sizes of a pruned one, for method `direct`: its shapes, none of its weights.
+
+    Dropout is `gates.dropout`, that of a narrow network, if the recipe has one.
+
+    Args:
+        source: a shrunk language model, or the folder of a finished run, whose network in training is as narrow.
+        recipe: gives everything but the sizes.
+
+    Raises:
+        ModelFileError: the file is no such model.
+        TrainingError: the folder has no checkpoint, the recipe's network is the user's own, or it ties sizes that
+            differ.
+    """
+    if recipe.model.factory is not None:
+        raise TrainingError(
+            f"recipe {recipe.name}: model.factory is {recipe.model.factory}; expected a network that is known by its "
+            "sizes, because --like changes them. Build the smaller network in the factory instead."
+        )
+    sizes = _sizes_of_run(source) if source.is_dir() else _sizes_of_model(source)
+    if recipe.model.tied and sizes[0] != sizes[-1]:
+        raise TrainingError(
+            f"{source}: has embedding {sizes[0]} and a last layer of {sizes[-1]}; expected equal sizes, because the "
+            "recipe ties them. Use --set model.tied=false."
+        )
+    dropout = recipe.model.dropout if recipe.gates.dropout is None else recipe.gates.dropout
+    return replace(recipe.model, embedding_size=sizes[0], hidden_sizes=sizes[1:], dropout=dropout)
+
+
+def _sizes_of_model(path: Path) -> tuple[int, ...]:
+    model = read_token_model(path)
+    return (model.embedding.shape[1], *(layer.hidden_size for layer in model.layers))
+
+
+def _sizes_of_run(folder: Path) -> tuple[int, ...]:
+    tensors = load_checkpoint(folder / CHECKPOINT).tensors
+    layers = [tensors[name] for name in (f"model.rnn.{n}.weight_hh_l0" for n in range(len(tensors))) if name in tensors]
+    if "model.embedding.weight" not in tensors or not layers:
+        raise TrainingError(
+            f"{folder}: holds no language model known by its sizes; expected a run of a recipe without model.factory. "
+            "Name a shrunk model file instead."
+        )
+    return (tensors["model.embedding.weight"].shape[1], *(R.shape[1] for R in layers))
 
 
 def _check_vocabulary(start: Start, corpus: Any) -> None:

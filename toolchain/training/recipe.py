@@ -1,7 +1,7 @@
 """Recipes: everything that decides what a training run computes, as frozen dataclasses read from TOML.
 
-A recipe is a file with the sections `[data]`, `[model]`, `[optim]`, `[gates]`, `[iss]` and `[run]`; each key is a field
-of the section's class below, and a field without a default must be given. `models/recipes/` holds those that
+A recipe is a file with the sections `[data]`, `[model]`, `[optim]`, `[gates]`, `[iss]`, `[l1]` and `[run]`; each key
+is a field of the section's class, and a field without a default must be given. `models/recipes/` holds those that
 come with the package. Every value is checked when the recipe is read, so a run never fails later over a recipe.
 """
 
@@ -18,33 +18,11 @@ from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from toolchain.errors import RecipeError
-
-
-@dataclass(frozen=True, slots=True)
-class Within:
-    """A range, bounds included unless `open`; used in `Annotated[float, Within(0, 1)]`."""
-
-    low: float
-    high: float = float("inf")
-    open: bool = False
-
-    def __contains__(self, value: float) -> bool:
-        return self.low < value < self.high if self.open else self.low <= value <= self.high
-
-    def __str__(self) -> str:
-        if self.high == float("inf"):
-            return f"{'more than' if self.open else 'at least'} {self.low:g}"
-        return f"a value {'strictly ' if self.open else ''}between {self.low:g} and {self.high:g}"
-
+from toolchain.training.pruning_sections import GatesSection, IssSection, L1Section
+from toolchain.training.ranges import Count, NonNegative, Positive, Share, Within
 
 Method = Literal["neuron-selection", "iss", "magnitude", "l1", "direct", "dense"]
 METHODS: tuple[str, ...] = get_args(Method)
-
-Count = Annotated[int, Within(1)]
-Positive = Annotated[float, Within(0, open=True)]
-NonNegative = Annotated[float, Within(0)]
-Share = Annotated[float, Within(0, 1)]
-OpenShare = Annotated[float, Within(0, 1, open=True)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,57 +104,6 @@ class OptimSection:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class GatesSection:
-    """When and how neurons are given up; shares of time and what follows them hold for every method that prunes.
-
-    Method `neuron-selection` needs exactly one of `keep` and `l0_weight`.
-
-    Attributes:
-        keep: share of the recurrent multiply-adds that stays: by an augmented Lagrangian (`neuron-selection`), by
-            norm (`magnitude`), of single weights (`l1`). The penalty of `iss` decides by itself.
-        l0_weight: fixed price of the share kept, added to the loss per token.
-        sites: which neurons may go: a network's `input` neurons, the `hidden` neurons of its layers, or `both`. An
-            inner layer's inputs are the hidden neurons of the layer below.
-        learning_rate: of the gates (Adam).
-        initial_keep: probability that a gate is open at the start.
-        start_at: share of all updates before which nothing is pruned: every gate is held open and costs nothing.
-        ramp: share of the gated phase in which the target falls from 1 to `keep`.
-        freeze_at: share of all updates after which what stays is fixed; the rest fine-tunes, none of it at 1.
-        dropout: of the narrow network, once gates are frozen; absent: as before. A smaller network needs less.
-        compact_steps: updates between two cuts of neurons; absent: once an epoch.
-        calibration_tokens: training tokens from which lost neurons are folded into the kept ones.
-    """
-
-    keep: OpenShare | None = None
-    l0_weight: Positive | None = None
-    sites: Literal["both", "input", "hidden"] = "both"
-    learning_rate: Positive = 0.02
-    initial_keep: OpenShare = 0.995
-    start_at: Annotated[float, Within(0, 0.99)] = 0.0
-    ramp: Share = 0.5
-    freeze_at: Share = 0.6
-    dropout: Annotated[float, Within(0, 0.99)] | None = None
-    compact_steps: Count | None = None
-    calibration_tokens: Count = 20_000
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class IssSection:
-    """Group lasso on the component of each neuron (method `iss`, intrinsic sparse structures).
-
-    Attributes:
-        weight: of the penalty, the sum of the components' norms; in the units of `optim.loss`.
-        threshold: after each update, weights below it are zero.
-
-    Source: Wen et al. 2018, arXiv 1709.05027; the values of the authors' code for 2x1500 on Penn Treebank,
-    https://github.com/wenwei202/iss-rnns, ptb/structure_grouplasso.json and ptb/ptb_word_lm.py.
-    """
-
-    weight: Positive = 0.00245
-    threshold: NonNegative = 1e-4
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class RunSection:
     """Where and how the run computes.
 
@@ -206,10 +133,11 @@ class Recipe:
     optim: OptimSection
     gates: GatesSection
     iss: IssSection
+    l1: L1Section
     run: RunSection
 
 
-Section = TypeVar("Section", DataSection, ModelSection, OptimSection, GatesSection, IssSection, RunSection)
+Section = TypeVar("Section", DataSection, ModelSection, OptimSection, GatesSection, IssSection, L1Section, RunSection)
 
 
 def recipe_names() -> tuple[str, ...]:
@@ -302,6 +230,11 @@ def _recipe(name: str, table: dict[str, Any], origin: str) -> Recipe:
         raise RecipeError(
             f"{origin}: gates.keep and gates.l0_weight: {found} given; expected exactly one. "
             "Set a share to keep, or a fixed price."
+        )
+    if recipe.run.method == "magnitude" and gates.keep is None:
+        raise RecipeError(
+            f"{origin}: gates.keep: missing; expected the share of the multiply-adds that method magnitude prunes to. "
+            "Set a share to keep."
         )
     if gates.start_at >= gates.freeze_at:
         raise RecipeError(

@@ -25,7 +25,7 @@ from toolchain.training.methods.cut_record import CutRecord
 from toolchain.training.methods.pruning_method import Replay
 from toolchain.training.methods.sites import chosen_sets
 from toolchain.training.processes import Processes, decided_by_main
-from toolchain.training.recipe import IssSection
+from toolchain.training.pruning_sections import IssSection
 from toolchain.training.run_folder import Row
 
 

@@ -33,7 +33,7 @@ from toolchain.training.methods.pruning_method import Replay
 from toolchain.training.methods.sites import check_reachable, chosen_sets
 from toolchain.training.pressure import Pressure
 from toolchain.training.processes import Processes, decided_by_main
-from toolchain.training.recipe import GatesSection
+from toolchain.training.pruning_sections import GatesSection
 from toolchain.training.run_folder import Row
 
 _FULL_SHIFT = 40.0  # added to any log_alpha that training reaches, it opens the gate; P(z != 0) is then exactly 1
