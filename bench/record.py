@@ -40,7 +40,7 @@ def record_row(folder: Path) -> dict[str, object]:
             "`toolchain train` leaves. Finish it with `toolchain train --resume`."
         ) from error
     recipe = tomllib.loads(recipe_text)
-    dense = recipe["run"]["method"] == "dense"
+    keeps = recipe["run"]["method"] in ("neuron-selection", "magnitude", "l1")
     origin, versions = (line.removeprefix("# ") for line in recipe_text.splitlines()[:2])
     return {
         "run": folder.name,
@@ -48,7 +48,7 @@ def record_row(folder: Path) -> dict[str, object]:
         "corpus": origin,
         "hidden_sizes": "x".join(map(str, recipe["model"]["hidden_sizes"])),
         "epochs": recipe["optim"]["epochs"],
-        "keep": "" if dense else recipe["gates"].get("keep", ""),
+        "keep": recipe["gates"].get("keep", "") if keeps else "",
         "dropout": recipe["model"]["dropout"],
         "seed": recipe["run"]["seed"],
         "precision": recipe["run"]["precision"],

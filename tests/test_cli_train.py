@@ -133,6 +133,12 @@ def test_two_processes_reach_the_perplexity_of_one(folder):
         ("--name", "../x"),
         ("--name", ".."),
         ("--from", "m.onnx", "--resume", "."),
+        ("small.toml", "--method", "iss", "--keep", "0.2"),
+        ("small.toml", "--method", "dense", "--keep", "0.2"),
+        ("small.toml", "--method", "iss", "--l0-weight", "1"),
+        ("small.toml", "--method", "direct"),
+        ("small.toml", "--method", "iss", "--like", "m.onnx"),
+        ("small.toml", "--like", "m.onnx", "--from", "x.onnx"),
         ("--from", "m.onnx", "-o", "./m.onnx"),
         ("--from", "model.onnx"),
         ("--from", "m.onnx", "--set", "model.hidden_sizes=[3, 3]"),
@@ -151,6 +157,9 @@ def test_an_option_out_of_range_is_wrong_usage(folder, arguments):
         (("small.toml", "--set", "optim.epoch=3"), RecipeError, r"optim.epoch: no such key.*Did you mean epochs\?"),
         (("small.toml", "--set", "optim.epochs"), RecipeError, "expected section.key=value"),
         (("small.toml", "--from", "gone.onnx"), ModelFileError, "gone.onnx: no such file; expected an ONNX model"),
+        (("small.toml", "--like", "gone.onnx"), ModelFileError, "gone.onnx: no such file; expected an ONNX model"),
+        (("small.toml", "--like", "runs/taken"), TrainingError, "checkpoint.safetensors: no readable checkpoint"),
+        (("small.toml", "--method", "magnitude", "--l0-weight", "1"), RecipeError, "gates.keep: missing; expected the"),
         (("--resume", "."), RecipeError, "recipe.toml: no such recipe"),
         (("small.toml", "--text", "words.txt", "--name", "taken"), TrainingError, "taken: exists already"),
     ],
@@ -231,3 +240,25 @@ def test_a_share_to_keep_makes_the_continued_run_select_neurons_again(folder):
     assert invoke(*again, "--name", "narrow").exit_code == 0
     assert 'method = "neuron-selection"' in (folder / "runs/narrow/recipe.toml").read_text()
     assert abs(json.loads((folder / "runs/narrow/result.json").read_text())["share"] - 0.5) < 0.05
+
+
+def test_direct_trains_the_pruned_sizes_from_scratch_as_the_file_or_the_run_has_them(folder):
+    assert invoke("small.toml", "--text", "words.txt").exit_code == 0
+    assert CliRunner().invoke(cli, ["shrink", "model.onnx"]).exit_code == 0
+    direct = ("small.toml", "--text", "words.txt", "--set", "gates.dropout=0.1", "--set", "optim.epochs=1",
+              "--set", "model.hidden_dropout=0.3")  # fmt: skip
+    assert invoke(*direct, "--like", "model.shrunk.onnx", "--name", "file", "-o", "file.onnx").exit_code == 0
+    assert invoke(*direct, "--like", "runs/small", "--name", "run", "-o", "run.onnx").exit_code == 0
+    recipes = [(folder / f"runs/{name}/recipe.toml").read_text() for name in ("file", "run")]
+    assert recipes[0] == recipes[1]
+    sizes = re.search(r"embedding_size = (\d+)\nhidden_sizes = \[(\d+), (\d+)\]\ndropout = 0.1", recipes[0])
+    embedding, one, other = map(int, sizes.groups())
+    share = json.loads((folder / "runs/small/result.json").read_text())["share"]
+    macs = 4 * one * (embedding + one) + 4 * other * (one + other)
+    assert macs == pytest.approx(share * (4 * 12 * 22 + 4 * 9 * 21))
+    assert 'method = "direct"' in recipes[0]
+    assert "hidden_dropout" not in recipes[0]
+    assert (folder / "file.onnx").read_bytes() == (folder / "run.onnx").read_bytes()
+    (folder / "file.onnx").unlink()
+    assert invoke("--resume", "runs/file", "-o", "file.onnx").exit_code == 0
+    assert (folder / "file.onnx").read_bytes() == (folder / "run.onnx").read_bytes()

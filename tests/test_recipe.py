@@ -109,6 +109,14 @@ def test_recipes_cannot_be_changed(recipe_file):
         ({"run.method": "dens"}, r"run.method: 'dens'; expected one of .* Did you mean dense\?"),
         ({"gates.l0_weight": 1.0}, r"gates.keep and gates.l0_weight: both given; expected exactly one"),
         ({"gates.start_at": 0.7}, r"gates.start_at: 0.7; expected less than gates.freeze_at, 0.6"),
+        ({"gates.keep": None, "run.method": "magnitude"}, r"gates.keep: missing; expected the share"),
+        (
+            {"gates.freeze_at": 1.0, "averaging.kind": "ema"},
+            r"averaging.kind: ema with gates.freeze_at = 1; expected an earlier freeze, because averages start anew",
+        ),
+        ({"gates.sites": "all"}, r"gates.sites: 'all'; expected one of both, input, hidden"),
+        ({"iss.weight": 0.0}, r"iss.weight: 0.0; expected more than 0"),
+        ({"l1.weight": -1}, r"l1.weight: -1.0; expected more than 0"),
         ({"gates.keep": None}, r"gates.keep and gates.l0_weight: neither given; expected exactly one"),
         (
             {"model.tied": True, "model.embedding_size": 9},

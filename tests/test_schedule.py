@@ -4,7 +4,8 @@ import dataclasses
 
 import pytest
 
-from toolchain.training.recipe import GatesSection, OptimSection
+from toolchain.training.pruning_sections import GatesSection
+from toolchain.training.recipe import OptimSection
 from toolchain.training.schedule import plan_schedule
 
 GATES = GatesSection(keep=0.2, freeze_at=0.5)

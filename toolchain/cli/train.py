@@ -21,7 +21,7 @@ from rich.console import Console
 from toolchain import __version__
 from toolchain.errors import MissingExtraError, TrainingError
 from toolchain.files import write_text, written_whole
-from toolchain.training.recipe import Recipe, dump_recipe, load_recipe, parse_override
+from toolchain.training.recipe import METHODS, Recipe, dump_recipe, load_recipe, parse_override
 from toolchain.training.run_folder import RECIPE, RESULT, VOCABULARY, new_run_folder
 
 if TYPE_CHECKING:
@@ -34,13 +34,14 @@ RUNS = Path("runs")
 FROM_FILE = frozenset(
     f"model.{key}" for key in ("factory", "cell", "embedding_size", "hidden_sizes", "tied", "init_scale")
 )
+KEEP_METHODS = ("neuron-selection", "magnitude", "l1")  # those that gates.keep decides
 INTERRUPTED = 130  # what a shell expects of a program that ended by Ctrl-C
 
 
 @click.command()
 @click.argument("recipe", default="pydocs")
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Replace a value, as optim.epochs=3.")
-@click.option("--method", type=click.Choice(["neuron-selection", "dense"]), help="What to train.")
+@click.option("--method", type=click.Choice(METHODS), help="How to prune.")
 @click.option("--keep", type=click.FloatRange(0, 1, min_open=True, max_open=True),
               help="Share of the recurrent multiply-adds to keep.")  # fmt: skip
 @click.option("--l0-weight", type=click.FloatRange(0, min_open=True), help="A fixed price instead of a share to keep.")
@@ -49,6 +50,8 @@ INTERRUPTED = 130  # what a shell expects of a program that ended by Ctrl-C
 @click.option("--text", type=click.Path(path_type=Path), help="Train on this UTF-8 text.")
 @click.option("--from", "source", type=click.Path(dir_okay=False, path_type=Path), metavar="MODEL.onnx",
               help="Start from this language model, shrunk or not; trains densely unless told otherwise.")  # fmt: skip
+@click.option("--like", type=click.Path(path_type=Path), metavar="MODEL.onnx|RUN",
+              help="Train a dense network of this pruned one's sizes from scratch (method direct).")  # fmt: skip
 @click.option("--resume", type=click.Path(exists=True, file_okay=False, path_type=Path),
               help="Go on with an interrupted run, as runs/NAME.")  # fmt: skip
 @click.option("--seed", type=click.IntRange(0, 2**32 - 1), help="Of weights, documents, dropout and gates.")
@@ -68,6 +71,7 @@ def train(
     folder: Path | None,
     text: Path | None,
     source: Path | None,
+    like: Path | None,
     resume: Path | None,
     seed: int | None,
     threads: int | None,
@@ -104,9 +108,16 @@ def train(
         overrides = _overrides(settings, options)
         if source is not None and not {"run.method", "gates.keep", "gates.l0_weight"} & overrides.keys():
             overrides["run.method"] = "dense"
+        if like is not None:
+            overrides.setdefault("run.method", "direct")
         resolved = load_recipe(recipe, overrides=overrides)
+        _check_method_options(resolved.run.method, keep=keep, l0_weight=l0_weight, source=source, like=like)
     _require("torch", "accelerate", "safetensors")
     sys.path.insert(0, os.getcwd())  # a recipe's factory may live in the user's folder, as with `python -m`
+    if like is not None:
+        from toolchain.training.rebuilding import section_like
+
+        resolved = replace(resolved, model=section_like(like, resolved))
     _run(resolved, source=source, resume=resume, name=name, output=output)
 
 
@@ -118,6 +129,20 @@ def _overrides(settings: tuple[str, ...], options: Mapping[str, Any]) -> dict[st
         if chosen in overrides and dropped not in overrides:
             overrides[dropped] = None
     return overrides
+
+
+def _check_method_options(
+    method: str, *, keep: float | None, l0_weight: float | None, source: Path | None, like: Path | None
+) -> None:
+    """Refuse an option that the method would pass over, and method direct without sizes."""
+    if keep is not None and method not in KEEP_METHODS:
+        raise click.UsageError(f"--keep has no meaning for --method {method}; expected {', '.join(KEEP_METHODS)}.")
+    if l0_weight is not None and method != "neuron-selection":
+        raise click.UsageError(f"--l0-weight has no meaning for --method {method}; expected neuron-selection.")
+    if (like is None) == (method == "direct"):
+        raise click.UsageError("--method direct and --like MODEL.onnx belong together.")
+    if like is not None and source is not None:
+        raise click.UsageError("--from and --like exclude each other.")
 
 
 def _check_start_options(source: Path, resume: Path | None, settings: tuple[str, ...], output: Path) -> None:

@@ -108,6 +108,7 @@ def plan_by_reconstruction(
     *,
     keep: float | Mapping[str, int],
     total_l0: int | None = None,
+    among: Sequence[str] | None = None,
 ) -> CompactionPlan:
     """Choose which neurons of a linked model stay by what their readers would miss; gates are not needed.
 
@@ -118,19 +119,23 @@ def plan_by_reconstruction(
             fraction of what their readers get, per multiply-add saved. Or how many to keep of each set, by
             name: `plan_compaction(...).sizes` lets the gates decide how many and reconstruction which.
         total_l0: as in `plan_compaction`.
+        among: names of the sets that may lose neurons to a fraction; None means all.
 
     Raises:
         TrainingError: no links, nothing measured, or `keep` out of range.
     """
     sets = neuron_sets(model)
     eliminations = {neurons.name: _Elimination(model, neurons, statistics) for neurons in sets}
+    names = tuple(eliminations) if among is None else tuple(among)
     if isinstance(keep, Mapping):
         for neurons in sets:
             _check_count(neurons, keep.get(neurons.name))
             while len(eliminations[neurons.name].kept) > keep[neurons.name]:
                 eliminations[neurons.name].remove_cheapest()
     else:
-        _eliminate_until(model, sets, eliminations, _target(model, sets, keep, total_l0))
+        _eliminate_until(
+            model, sets, {name: eliminations[name] for name in names}, _target(model, sets, keep, total_l0)
+        )
     return _plan(model, sets, {name: np.array(part.kept) for name, part in eliminations.items()})
 
 
@@ -214,8 +219,8 @@ def _eliminate_until(
     def error_per_saving(name: str) -> float:
         return eliminations[name].cheapest()[1] / (cost - cost_without_one(name))
 
-    while cost > target and any(size > 1 for size in sizes.values()):
-        name = min((name for name, size in sizes.items() if size > 1), key=error_per_saving)
+    while cost > target and any(sizes[name] > 1 for name in eliminations):
+        name = min((name for name in eliminations if sizes[name] > 1), key=error_per_saving)
         after = cost_without_one(name)
         if target - after > cost - target:
             return

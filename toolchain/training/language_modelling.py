@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from toolchain.evaluation import CHUNK, onnx_perplexity, torch_perplexity
 from toolchain.export import State, export
 from toolchain.training.processes import Processes, gather_columns, own_columns
-from toolchain.training.recipe import GatesSection, Recipe
+from toolchain.training.pruning_sections import GatesSection
+from toolchain.training.recipe import Recipe
 from toolchain.training.schedule import Schedule, plan_schedule
 
 

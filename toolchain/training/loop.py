@@ -112,7 +112,9 @@ def train(run: TrainingRun, *, report: Reporter, stop: Callable[[], bool] = lamb
         if stopped:
             save_run(run)
             return False
-    _prune(run, report)
+    if run.method.learning:  # to the very end: nothing fine-tunes what stays
+        _prune(run, report)
+        save_run(run)
     keep_average(run.averaging, run.optimizer)
     return True
 

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from toolchain.errors import DatasetError, TrainingError
 from toolchain.export import State
 from toolchain.training.processes import Processes
-from toolchain.training.recipe import GatesSection, Recipe
+from toolchain.training.pruning_sections import GatesSection
+from toolchain.training.recipe import Recipe
 from toolchain.training.schedule import Schedule, plan_updates
 
 # Seo et al. 2017 leave longer paragraphs out of training: a few of them, and a batch is as slow as its longest.

@@ -18,8 +18,9 @@ from toolchain.errors import TrainingError
 from toolchain.evaluation import onnx_perplexity, torch_perplexity
 from toolchain.graph.token_model import TokenModelWeights, read_token_model
 from toolchain.recurrent import in_pytorch_order
+from toolchain.training.checkpoint import load_checkpoint
 from toolchain.training.recipe import ModelSection, Recipe
-from toolchain.training.run_folder import MODEL
+from toolchain.training.run_folder import CHECKPOINT, MODEL
 from toolchain.training.teacher import Teacher, teacher_of
 from toolchain.training.training_run import build_network
 
@@ -67,16 +68,7 @@ def rebuild(path: Path, recipe: Recipe) -> Start:
         ModelFileError: the file is no such model.
         TrainingError: the recipe's network is a reader, or the user's own.
     """
-    if recipe.model.network != "language-model":
-        raise TrainingError(
-            f"recipe {recipe.name}: model.network is {recipe.model.network}; expected a language-model, because --from "
-            "rebuilds no other network from a file. Train this one from the start."
-        )
-    if recipe.model.factory is not None:
-        raise TrainingError(
-            f"recipe {recipe.name}: model.factory is {recipe.model.factory}; expected a network that is known by its "
-            "sizes, because --from rebuilds it from the file. Load the weights in the factory instead."
-        )
+    _check_known_by_sizes(recipe, "--from rebuilds it from the file. Load the weights in the factory instead.")
     model = read_token_model(path)
     kinds = {layer.op_type for layer in model.layers}
     if len(kinds) != 1:
@@ -146,6 +138,62 @@ def load_teacher(recipe: Recipe, corpus: Any) -> Teacher | None:
     network = build_network(start.section, len(corpus.vocabulary))
     network.load_state_dict(start.weights)
     return teacher_of(recipe.teacher, network, perplexity=check.torch)
+
+
+def section_like(source: Path, recipe: Recipe) -> ModelSection:
+    """Return a recipe's network at the sizes of a pruned one, for method `direct`: its shapes, none of its weights.
+
+    Dropout is `gates.dropout`, that of a narrow network, if the recipe has one; it replaces all three rates.
+
+    Args:
+        source: a shrunk language model, or the folder of a finished run, whose network in training is as narrow.
+        recipe: gives everything but the sizes.
+
+    Raises:
+        ModelFileError: the file is no such model.
+        TrainingError: the folder has no checkpoint, the recipe's network is a reader or the user's own, or it ties
+            sizes that differ.
+    """
+    _check_known_by_sizes(recipe, "--like changes them. Build the smaller network in the factory instead.")
+    sizes = _sizes_of_run(source) if source.is_dir() else _sizes_of_model(source)
+    if recipe.model.tied and sizes[0] != sizes[-1]:
+        raise TrainingError(
+            f"{source}: has embedding {sizes[0]} and a last layer of {sizes[-1]}; expected equal sizes, because the "
+            "recipe ties them. Use --set model.tied=false."
+        )
+    section = replace(recipe.model, embedding_size=sizes[0], hidden_sizes=sizes[1:])
+    if recipe.gates.dropout is None:
+        return section
+    return replace(section, dropout=recipe.gates.dropout, input_dropout=None, hidden_dropout=None)
+
+
+def _check_known_by_sizes(recipe: Recipe, reason: str) -> None:
+    if recipe.model.network != "language-model":
+        raise TrainingError(
+            f"recipe {recipe.name}: model.network is {recipe.model.network}; expected a language-model, because no "
+            "other network can be read from a file. Train this one from the start."
+        )
+    if recipe.model.factory is not None:
+        raise TrainingError(
+            f"recipe {recipe.name}: model.factory is {recipe.model.factory}; expected a network that is known by its "
+            f"sizes, because {reason}"
+        )
+
+
+def _sizes_of_model(path: Path) -> tuple[int, ...]:
+    model = read_token_model(path)
+    return (model.embedding.shape[1], *(layer.hidden_size for layer in model.layers))
+
+
+def _sizes_of_run(folder: Path) -> tuple[int, ...]:
+    tensors = load_checkpoint(folder / CHECKPOINT).tensors
+    layers = [tensors[name] for name in (f"model.rnn.{n}.weight_hh_l0" for n in range(len(tensors))) if name in tensors]
+    if "model.embedding.weight" not in tensors or not layers:
+        raise TrainingError(
+            f"{folder}: holds no language model known by its sizes; expected a run of a recipe without model.factory. "
+            "Name a shrunk model file instead."
+        )
+    return (tensors["model.embedding.weight"].shape[1], *(R.shape[1] for R in layers))
 
 
 def _check_vocabulary(start: Start, corpus: Any) -> None:

@@ -1,8 +1,9 @@
 """Recipes: everything that decides what a training run computes, as frozen dataclasses read from TOML.
 
-A recipe is a file with the sections `[data]`, `[model]`, `[optim]`, `[averaging]`, `[teacher]`, `[gates]` and `[run]`;
-each key is a field of the section's class, and a field without a default must be given. `models/recipes/` holds those
-that come with the package. Every value is checked when the recipe is read, so a run never fails later over a recipe.
+A recipe is a file with the sections `[data]`, `[model]`, `[optim]`, `[averaging]`, `[teacher]`, `[gates]`, `[iss]`,
+`[l1]` and `[run]`; each key is a field of the section's class, and a field without a default must be given.
+`models/recipes/` holds those that come with the package. Every value is checked when the recipe is read, so a run never
+fails later over a recipe.
 """
 
 from __future__ import annotations
@@ -13,22 +14,16 @@ import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_type_hints
 
 from toolchain.errors import RecipeError
+from toolchain.training.pruning_sections import GatesSection, IssSection, L1Section
 from toolchain.training.recipe_rules import check_recipe
-from toolchain.training.recipe_values import (
-    Count,
-    NonNegative,
-    OpenShare,
-    Positive,
-    Rate,
-    Share,
-    Within,
-    checked,
-    nearest,
-)
+from toolchain.training.recipe_values import Count, NonNegative, Positive, Rate, Share, Within, checked, nearest
 from toolchain.training.teaching_sections import AveragingSection, TeacherSection
+
+Method = Literal["neuron-selection", "iss", "magnitude", "l1", "direct", "dense"]
+METHODS: tuple[str, ...] = get_args(Method)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,7 +57,6 @@ class ModelSection:
         embedding_size: columns of the embedding table.
         hidden_sizes: neurons per recurrent layer, from the bottom; of a reader, per direction of encoder, first and
             second modeling layer, and output layer.
-        character_channels: of a reader: what the bytes of a word are made into, beside its embedding.
         dropout: probability of dropping a value between layers; where the next two are given, before the output only.
         input_dropout: the same after the embedding; absent: `dropout`.
         hidden_dropout: the same between layers; absent: `dropout`.
@@ -71,6 +65,7 @@ class ModelSection:
         weight_drop: probability of dropping a recurrent weight for one update (Merity et al. 2017).
         tied: the output layer uses the embedding table.
         init_scale: weights start uniform in `[-init_scale, init_scale]`; absent: PyTorch's defaults.
+        character_channels: of a reader: what the bytes of a word are made into, beside its embedding.
     """
 
     network: Literal["language-model", "reader"] = "language-model"
@@ -78,7 +73,6 @@ class ModelSection:
     cell: Literal["lstm", "gru", "rnn"] = "lstm"
     embedding_size: Count = 256
     hidden_sizes: tuple[Count, ...] = (256, 256)
-    character_channels: Count = 64
     dropout: Rate = 0.0
     input_dropout: Rate | None = None
     hidden_dropout: Rate | None = None
@@ -87,6 +81,7 @@ class ModelSection:
     weight_drop: Rate = 0.0
     tied: bool = False
     init_scale: Positive | None = None
+    character_channels: Count = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,47 +124,19 @@ class OptimSection:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class GatesSection:
-    """How neurons are given up (method `neuron-selection`). Exactly one of `keep` and `l0_weight`.
-
-    Attributes:
-        keep: share of the recurrent multiply-adds that stays, reached by an augmented Lagrangian.
-        l0_weight: fixed price of the share kept, added to the loss per token.
-        learning_rate: of the gates (Adam).
-        initial_keep: probability that a gate is open at the start.
-        start_at: share of all updates before which every gate is held open and costs nothing.
-        ramp: share of the gated phase in which the target falls from 1 to `keep`.
-        freeze_at: share of all updates after which the gates are frozen; the rest fine-tunes.
-        dropout: of the narrow network, once gates are frozen; absent: as before. A smaller network needs less.
-        compact_steps: updates between two cuts of the closed neurons; absent: once an epoch.
-        calibration_tokens: training tokens from which lost neurons are folded into the kept ones.
-    """
-
-    keep: OpenShare | None = None
-    l0_weight: Positive | None = None
-    learning_rate: Positive = 0.02
-    initial_keep: OpenShare = 0.995
-    start_at: Rate = 0.0
-    ramp: Share = 0.5
-    freeze_at: OpenShare = 0.6
-    dropout: Rate | None = None
-    compact_steps: Count | None = None
-    calibration_tokens: Count = 20_000
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class RunSection:
     """Where and how the run computes.
 
     Attributes:
-        method: `neuron-selection` learns gates, `dense` trains the unpruned baseline.
+        method: what prunes: `neuron-selection` (gates), `iss` (group lasso), `magnitude` (norms of neurons), `l1`
+            (single weights); `dense` trains the unpruned baseline, `direct` one of the pruned sizes.
         seed: of weights, order of documents, dropout and gates.
         precision: `bfloat16` is autocast; weights stay float32.
         device: `auto` takes a GPU if there is one.
         threads: CPU threads of PyTorch; absent: its own choice. Results depend on it in the last bits.
     """
 
-    method: Literal["neuron-selection", "dense"] = "neuron-selection"
+    method: Method = "neuron-selection"
     seed: Annotated[int, Within(0, 2**32 - 1)] = 0
     precision: Literal["float32", "bfloat16"] = "float32"
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -187,11 +154,22 @@ class Recipe:
     averaging: AveragingSection
     teacher: TeacherSection
     gates: GatesSection
+    iss: IssSection
+    l1: L1Section
     run: RunSection
 
 
 Section = TypeVar(
-    "Section", DataSection, ModelSection, OptimSection, AveragingSection, TeacherSection, GatesSection, RunSection
+    "Section",
+    DataSection,
+    ModelSection,
+    OptimSection,
+    AveragingSection,
+    TeacherSection,
+    GatesSection,
+    IssSection,
+    L1Section,
+    RunSection,
 )
 
 

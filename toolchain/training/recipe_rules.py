@@ -46,10 +46,21 @@ def _check_gates(recipe: Recipe, origin: str) -> None:
             f"{origin}: gates.keep and gates.l0_weight: {found} given; expected exactly one. "
             "Set a share to keep, or a fixed price."
         )
+    if recipe.run.method == "magnitude" and gates.keep is None:
+        raise RecipeError(
+            f"{origin}: gates.keep: missing; expected the share of the multiply-adds that method magnitude prunes to. "
+            "Set a share to keep."
+        )
     if gates.start_at >= gates.freeze_at:
         raise RecipeError(
             f"{origin}: gates.start_at: {gates.start_at}; expected less than gates.freeze_at, {gates.freeze_at}. "
             "Start earlier or freeze later."
+        )
+    prunes = recipe.run.method not in ("dense", "direct")
+    if prunes and gates.freeze_at == 1 and recipe.averaging.kind != "none":
+        raise RecipeError(
+            f"{origin}: averaging.kind: {recipe.averaging.kind} with gates.freeze_at = 1; expected an earlier freeze, "
+            "because averages start anew there. Set gates.freeze_at below 1, or averaging.kind = none."
         )
 
 

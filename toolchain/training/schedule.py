@@ -8,7 +8,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from toolchain.training.recipe import GatesSection, OptimSection
+from toolchain.training.pruning_sections import GatesSection
+from toolchain.training.recipe import OptimSection
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

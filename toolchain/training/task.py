@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from toolchain.export import State
 from toolchain.training.language_modelling import LanguageModellingResult, begin_language_modelling
 from toolchain.training.processes import Processes
+from toolchain.training.pruning_sections import GatesSection
 from toolchain.training.reading_comprehension import ReadingResult, begin_reading_comprehension
-from toolchain.training.recipe import GatesSection, Recipe
+from toolchain.training.recipe import Recipe
 from toolchain.training.schedule import Schedule
 
 Figures: TypeAlias = Mapping[str, float]

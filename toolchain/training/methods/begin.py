@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from torch import nn
 
+from toolchain.training.methods.group_lasso import begin_group_lasso
+from toolchain.training.methods.l1 import L1
+from toolchain.training.methods.magnitude import begin_magnitude
 from toolchain.training.methods.neuron_selection import begin_neuron_selection
 from toolchain.training.methods.pruning_method import Dense, PruningMethod
 from toolchain.training.recipe import Recipe
@@ -18,5 +21,12 @@ def begin_method(model: nn.Module, recipe: Recipe) -> tuple[nn.Module, PruningMe
     match recipe.run.method:
         case "neuron-selection":
             return begin_neuron_selection(model, recipe.gates)
-        case "dense":
+        case "iss":
+            return begin_group_lasso(model, recipe.iss, sites=recipe.gates.sites)
+        case "magnitude":
+            assert recipe.gates.keep is not None  # for the type checker: load_recipe has refused it
+            return begin_magnitude(model, keep=recipe.gates.keep, sites=recipe.gates.sites)
+        case "l1":
+            return model, L1(weight=recipe.l1.weight, keep=recipe.gates.keep)
+        case "dense" | "direct":
             return model, Dense()

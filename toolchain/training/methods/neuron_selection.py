@@ -30,12 +30,13 @@ from toolchain.gating.selection import (
 from toolchain.training.checkpoint import Checkpoint, pack_optimizer, unpack_optimizer
 from toolchain.training.methods.cut_record import CutRecord
 from toolchain.training.methods.pruning_method import Replay
+from toolchain.training.methods.sites import check_reachable, chosen_sets
 from toolchain.training.pressure import Pressure
 from toolchain.training.processes import Processes, decided_by_main
-from toolchain.training.recipe import GatesSection
+from toolchain.training.pruning_sections import GatesSection
 from toolchain.training.run_folder import Row
 
-_FULL_SHIFT = 40.0  # added to any log_alpha that training reaches, it opens the gate
+_FULL_SHIFT = 40.0  # added to any log_alpha that training reaches, it opens the gate; P(z != 0) is then exactly 1
 _BISECTIONS = 20  # to 4e-5 of log_alpha, less than two neurons usually differ by
 
 
@@ -43,10 +44,15 @@ def begin_neuron_selection(model: nn.Module, section: GatesSection) -> tuple[nn.
     """Return a gated copy of a dense model, and its method.
 
     Raises:
-        TrainingError: the model has nothing to gate, or its links are wrong.
+        TrainingError: the model has nothing to gate, its links are wrong, or `gates.sites` cannot bring it down to
+            `gates.keep`.
     """
     gated = gate(model, initial_keep=section.initial_keep)
     linked = isinstance(gated, LinkedModel)
+    if linked or section.sites != "both":  # only links say which neurons there are
+        check_reachable(gated, section.sites, section.keep)
+    if section.sites != "both":
+        _hold_open(gated, sites=section.sites)
     method = NeuronSelection(
         section=section,
         pressure=Pressure(l0_weight=section.l0_weight, keep=section.keep, ramp=section.ramp),
@@ -76,12 +82,12 @@ class NeuronSelection:
     learning: bool = True
 
     def set_mode(self, model: nn.Module, progress: float) -> None:
-        """Sample the gates that learn; others, not yet or no more, keep their fixed values.
+        """Sample the gates that learn; others, not yet, no more or never, keep their fixed values.
 
         A gate that has not learnt yet has the fixed value 1, so the network then trains as a dense one.
         """
         for each in _gates(model):
-            each.train(self.learning and progress >= 0)
+            each.train(self.learning and progress >= 0 and each.log_alpha.requires_grad)
 
     def price(self, model: nn.Module, progress: float) -> Tensor | None:
         """Return the price of the open gates in nats per token, differentiable; None while they do not learn."""
@@ -131,7 +137,8 @@ class NeuronSelection:
         if keep is None:
             plan = plan_from_kept(model, _open_by_set(model))
         else:
-            plan = plan_by_reconstruction(model, statistics, keep=keep, total_l0=self.cuts.dense_l0)
+            among = [neurons.name for neurons in chosen_sets(model, self.section.sites)]
+            plan = plan_by_reconstruction(model, statistics, keep=keep, total_l0=self.cuts.dense_l0, among=among)
         self._carry_out(model, decided_by_main(plan, processes=processes), optimizer, statistics)
         freeze(model)
 
@@ -242,6 +249,14 @@ def _row(name: str, each: HardConcrete, epoch: int) -> Row:
         "fully_open": int((z == 1).sum()),
         "mean_open_probability": float(probability.mean()),
     }
+
+
+def _hold_open(model: nn.Module, *, sites: str) -> None:
+    """Open all gates but those of the chosen sites for good, in place."""
+    hidden = {id(each) for module in model.modules() for each in getattr(module, "hidden_gates", ())}
+    for each in _gates(model):
+        if (id(each) in hidden) != (sites == "hidden"):
+            each.log_alpha.requires_grad_(False).fill_(_FULL_SHIFT)
 
 
 def _gates(model: nn.Module) -> Iterator[HardConcrete]:
