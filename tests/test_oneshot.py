@@ -6,12 +6,14 @@ costs nothing when what they said is folded into the others, and much when it is
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 from graphs import recurrent_weights, save, value
-from onnx import helper
+from onnx import helper, numpy_helper
 
 from toolchain.errors import SelectionError
 from toolchain.graph.loading import load_model
@@ -128,6 +130,24 @@ def test_units_that_a_softmax_reads_are_not_given_up(tmp_path: Path) -> None:
 def test_a_ratio_that_leaves_no_unit_names_the_most(tmp_path: Path) -> None:
     with pytest.raises(SelectionError, match=r"target ratio 0\.99: cannot be met.*expected at most 0\.916"):
         pruned(stacked(tmp_path / "m.onnx", "LSTM"), target=Target(kind="ratio", value=0.99))
+
+
+def test_without_samples_no_layer_is_emptied(tmp_path: Path) -> None:
+    path = stacked(tmp_path / "m.onnx", "LSTM")
+    model = onnx.load(path)
+    for tensor in model.graph.initializer:  # what the second layer reads hardly matters
+        if tensor.name == "W1":
+            tensor.CopyFrom(numpy_helper.from_array(1e-4 * numpy_helper.to_array(tensor), "W1"))
+    onnx.save(model, path)
+    loaded, interface = load_model(path)
+    random = random_calibration(interface, ())
+    for source, first in (("random inputs", range(5, 8)), ("samples", range(1, 3))):
+        calibration = replace(random, source=source)
+        method = Method(criterion="magnitude", compensate=False, threads=1)
+        graph_model = normalise(loaded.clone()).model
+        counts = choose(analyse(graph_model, interface, calibration, method, columns=False), HALF)
+        assert sum(counts) == HIDDEN
+        assert HIDDEN - counts[0] in first
 
 
 def test_a_table_is_narrowed_to_the_rank_of_what_it_says(tmp_path: Path) -> None:

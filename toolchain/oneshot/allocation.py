@@ -51,7 +51,12 @@ def scaled_curve(losses: FloatArray, measured: Sequence[tuple[int, float]]) -> C
 
 
 def descend(
-    curves: Sequence[Curve], sides: Sequence[int], cost: Callable[[Counts], float], *, evenness: float = 0.0
+    curves: Sequence[Curve],
+    sides: Sequence[int],
+    cost: Callable[[Counts], float],
+    *,
+    evenness: float = 0.0,
+    layers: Sequence[bool] | None = None,
 ) -> Iterator[Counts]:
     """Yield the counts after every step, from nothing removed to all that can be.
 
@@ -59,9 +64,11 @@ def descend(
         curves: predicted error of each group.
         sides: of each group; candidates go side by side, so many at a time.
         cost: of the model, what a step is priced in.
-        evenness: no group keeps a smaller share of its candidates than this times the share that all groups keep.
+        evenness: no layer keeps a smaller share of its candidates than this times the share that all layers keep.
+        layers: which groups are layers; None: all.
     """
     sizes = np.array([curve.most + side for curve, side in zip(curves, sides, strict=True)])
+    among = np.ones(sizes.size, dtype=np.bool_) if layers is None else np.array(layers)
     counts: Counts = (0,) * len(curves)
     while True:
         yield counts
@@ -70,7 +77,9 @@ def descend(
         steps = [(*counts[:g], counts[g] + step, *counts[g + 1 :]) for g, (step, _) in enumerate(moves)]
         prices = [rise / max(before - cost(after), EPSILON) if step else np.inf
                   for after, (step, rise) in zip(steps, moves, strict=True)]  # fmt: skip
-        even = [after[g] == counts[g] or _is_even(after, sizes, g, evenness) for g, after in enumerate(steps)]
+        even = [after[g] == counts[g] or not layer or _is_even(np.array(after)[among], sizes[among],
+                                                               after[g] / sizes[g], evenness)
+                for g, (after, layer) in enumerate(zip(steps, among, strict=True))]  # fmt: skip
         if np.isfinite(np.array(prices)[even]).any():  # else what is left to take is taken as it comes
             prices = [price if fits else np.inf for price, fits in zip(prices, even, strict=True)]
         best = int(np.argmin(prices))
@@ -79,10 +88,9 @@ def descend(
         counts = steps[best]
 
 
-def _is_even(counts: Counts, sizes: npt.NDArray[np.integer], group: int, evenness: float) -> bool:
-    """Tell whether a group keeps enough beside what all groups keep."""
-    kept = 1 - counts[group] / sizes[group]
-    return bool(kept >= evenness * (1 - sum(counts) / sizes.sum()))
+def _is_even(counts: npt.NDArray[np.integer], sizes: npt.NDArray[np.integer], removed: float, evenness: float) -> bool:
+    """Tell whether a layer that has lost this share keeps enough beside what all layers keep."""
+    return bool(1 - removed >= evenness * (1 - counts.sum() / sizes.sum()))
 
 
 def predicted_error(curves: Sequence[Curve], counts: Counts) -> float:
