@@ -6,7 +6,7 @@ and written, as `toolchain shrink --family` does. The score is the caller's, and
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,11 +14,14 @@ from typing import Any
 import click
 
 from toolchain.errors import ParityError, SelectionError
+from toolchain.interface import read_interface
 from toolchain.oneshot.criteria import CRITERIA
 from toolchain.oneshot.pruning import Pruning
 from toolchain.oneshot.selection import Target
 from toolchain.shrink_result import ShrinkResult
 from toolchain.shrinking import analyse_file, shrink
+
+from .oneshot_steps import Step
 
 Row = dict[str, Any]
 Score = Callable[[Path], Row]
@@ -27,7 +30,10 @@ StatePair = tuple[str, str]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sweep:
-    """What to try on one model; `calibration` as `toolchain shrink --calibration` takes it."""
+    """What to try on one model; `calibration` as `toolchain shrink --calibration` takes it.
+
+    `steps` follow the cut by the default criterion with compensation, each on its own.
+    """
 
     model: Path
     calibration: str
@@ -36,6 +42,7 @@ class Sweep:
     carried: tuple[StatePair, ...] | None = None
     seed: int = 0
     threads: int = 1
+    steps: tuple[Step, ...] = ()
 
 
 def sweep_rows(sweep: Sweep, score: Score, folder: Path) -> Iterator[Row]:
@@ -60,11 +67,24 @@ def sweep_rows(sweep: Sweep, score: Score, folder: Path) -> Iterator[Row]:
                 click.echo(f"{file.stem}: {error}", err=True)
                 continue
             if first:
-                yield {"ratio": 0.0, **_sizes(result, "before"), **score(sweep.model)}
+                dense = {"ratio": 0.0, **_sizes(result, "before")}
+                yield {**dense, **score(sweep.model)}
+                yield from _after(sweep.model, folder, [step for step in sweep.steps if step.of_dense], dense, score)
                 first = False
             assert result.pruned is not None, "pruning was asked for"
-            yield {"criterion": pruning.criterion, "compensated": result.pruned.compensated, "ratio": ratio,
-                   **_sizes(result, "after"), "held_out_error": result.pruned.error, **score(file)}  # fmt: skip
+            cut = {"criterion": pruning.criterion, "compensated": result.pruned.compensated, "ratio": ratio,
+                   **_sizes(result, "after")}  # fmt: skip
+            yield {**cut, "held_out_error": result.pruned.error, **score(file)}
+            if pruning.criterion == "reconstruct" and pruning.compensate:
+                yield from _after(file, folder, sweep.steps, cut, score)
+
+
+def _after(file: Path, folder: Path, steps: Sequence[Step], row: Row, score: Score) -> Iterator[Row]:
+    """Yield a row for what each step makes of a model."""
+    for step in steps:
+        target = folder / f"{file.stem}-{step.name.replace(' ', '-')}.onnx"
+        step.make(file, target)
+        yield {**row, "then": step.name, "bytes": read_interface(target).file_bytes, **score(target)}
 
 
 def _methods(sweep: Sweep) -> Iterator[Pruning]:

@@ -12,8 +12,10 @@ import csv
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 import numpy as np
@@ -21,12 +23,17 @@ import numpy as np
 from toolchain.errors import ToolchainError
 
 from .oneshot_real import CASES, RealCase, score_against
+from .oneshot_steps import epoch, int8
 from .oneshot_sweep import Row, Score, Sweep, sweep_rows
 from .real_samples import save_streams
 from .runner import describe_machine
 
+if TYPE_CHECKING:
+    from toolchain.models.text import Corpus
+
 RESULTS = Path("bench/results")
-METHOD = ("criterion", "compensated", "ratio", "hidden_sizes", "parameters", "multiply_adds", "bytes", "held_out_error")
+METHOD = ("criterion", "compensated", "ratio", "then", "hidden_sizes", "parameters", "multiply_adds", "bytes",
+          "held_out_error")  # fmt: skip
 RECORD = ("calls", "seed", "versions", "cpu", "command")
 SPEED = ("speedup", "speedup_low", "speedup_high")
 REAL = ("model", "package", *METHOD, "output_nmse", "same_decision", *SPEED, *RECORD)
@@ -88,27 +95,33 @@ def _real_rows(case: RealCase, ratios: tuple[float, ...], calls: int, seed: int,
 @click.option("--ratios", default=LANGUAGE_RATIOS, show_default=True, callback=_numbers)
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0))
 @click.option("--speed", is_flag=True, help="Also measure the compensated ones in ONNX Runtime.")
+@click.option("--int8", "quantise", is_flag=True, help="Also quantize the dense one and what reconstruct makes.")
+@click.option("--fine-tune", metavar="RECIPE", help="Also train what reconstruct makes for one more epoch.")
+@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Of that epoch's recipe.")
 @click.option("-o", "--output", default=RESULTS / "oneshot_language.csv", show_default=True,
               type=click.Path(path_type=Path))  # fmt: skip
 def language(
     model: Path, corpus: str, data: Path | None, vocabulary_size: int | None, tokens: int, ratios: tuple[float, ...],
-    seed: int, speed: bool, output: Path,
+    seed: int, speed: bool, quantise: bool, fine_tune: str | None, settings: tuple[str, ...], output: Path,
 ) -> None:  # fmt: skip
     """Prune the dense language model MODEL and take the test perplexity of each result."""
     from toolchain.models.text import load_corpus
 
     text = load_corpus(corpus, vocabulary_size=vocabulary_size, folder=data)
-    _append(output, LANGUAGE, _language_rows(model, text.name, text.train, text.test, tokens, ratios, seed, speed))
+    steps = [int8()] if quantise else []
+    if fine_tune is not None:
+        steps.append(epoch(fine_tune, settings, data=data))
+    sweep = Sweep(model=model, calibration="", ratios=ratios, seed=seed, steps=tuple(steps))
+    _append(output, LANGUAGE, _language_rows(sweep, text, tokens, speed))
 
 
-def _language_rows(
-    model: Path, corpus: str, train: np.ndarray, test: np.ndarray, tokens: int, ratios: tuple[float, ...], seed: int,
-    speed: bool,
-) -> Iterator[Row]:  # fmt: skip
+def _language_rows(sweep: Sweep, text: Corpus, tokens: int, speed: bool) -> Iterator[Row]:
+    """Yield the rows of a sweep that is calibrated on the beginning of the training text."""
     from toolchain.evaluation import onnx_perplexity
     from toolchain.interface import read_interface
     from toolchain.oneshot.calibration import HELD_OUT
 
+    model, test, seed = sweep.model, text.test, sweep.seed
     dense = onnx_perplexity(model, test, threads=1)
 
     def score(file: Path) -> Row:
@@ -118,12 +131,12 @@ def _language_rows(
     with tempfile.TemporaryDirectory(prefix="toolchain-") as folder:
         name = next(model_input.name for model_input in read_interface(model).inputs if model_input.rows is not None)
         calls = round(tokens / (1 - HELD_OUT) / CALL_STEPS / CALL_BATCH)
-        rows = train[: calls * CALL_STEPS * CALL_BATCH].reshape(CALL_BATCH, -1).T  # each column reads on
+        rows = text.train[: calls * CALL_STEPS * CALL_BATCH].reshape(CALL_BATCH, -1).T  # each column reads on
         samples = Path(folder) / "samples.npz"
-        np.savez(samples, **{name: rows.reshape(calls, CALL_STEPS, CALL_BATCH)})  # type: ignore[arg-type]
-        sweep = Sweep(model=model, calibration=str(samples), ratios=ratios, seed=seed)
+        np.savez(samples, **{name: rows.reshape(calls, CALL_STEPS, CALL_BATCH)})
+        sweep = replace(sweep, calibration=str(samples))
         for row in sweep_rows(sweep, _timed(model, score, seed) if speed else score, Path(folder)):
-            yield {"model": model.name, "corpus": corpus, **row, **_record(calls, seed)}
+            yield {"model": model.name, "corpus": text.name, **row, **_record(calls, seed)}
 
 
 def _timed(original: Path, score: Score, seed: int) -> Score:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import importlib.util
+import shutil
 from itertools import pairwise
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from graphs import save, value
 from onnx import helper
 from test_oneshot import stacked
 from toolchain.bench import oneshot_real, real_samples, signals
+from toolchain.bench.oneshot_steps import Step, epoch, int8
 from toolchain.bench.oneshot_sweep import Sweep, sweep_rows
 from toolchain.bench.oneshot_table import LANGUAGE, REAL, RECORD, SPEED, main
 from toolchain.bench.random_lm import write_language_model
@@ -156,10 +158,37 @@ def test_language_rows_are_complete_and_are_added_to_what_is_there(
     for row in rows:
         dense = row["criterion"] == ""
         empty = {name for name, cell in row.items() if cell == ""}
-        assert empty == {*SPEED} | ({"criterion", "compensated", "held_out_error"} if dense else set())
+        assert empty == {*SPEED, "then"} | ({"criterion", "compensated", "held_out_error"} if dense else set())
         assert float(row["times_dense"]) == pytest.approx(
             float(row["test_perplexity"]) / float(rows[0]["test_perplexity"]), rel=1e-3
         )
+
+
+def test_what_follows_the_cut_has_a_row_of_its_own_and_no_error_of_the_cut(tmp_path: Path) -> None:
+    """The dense model is quantized too, to compare with; only the default method's results go on."""
+    made: list[tuple[str, str]] = []
+
+    def copied(source: Path, target: Path) -> None:
+        made.append((source.stem, target.stem))
+        shutil.copy(source, target)
+
+    steps = (int8(), Step(name="1 epoch", make=copied, of_dense=False))
+    sweep = Sweep(model=stacked(tmp_path / "m.onnx", "LSTM"), calibration=_samples(tmp_path), ratios=(0.25, 0.5),
+                  criteria=("reconstruct", "magnitude"), steps=steps)  # fmt: skip
+    rows = [row for row in sweep_rows(sweep, lambda file: {"file": file.name}, tmp_path) if "then" in row]
+    assert [(row.get("criterion"), row["ratio"], row["then"]) for row in rows] == [
+        (None, 0.0, "int8"), ("reconstruct", 0.25, "int8"), ("reconstruct", 0.25, "1 epoch"),
+        ("reconstruct", 0.5, "int8"), ("reconstruct", 0.5, "1 epoch"),
+    ]  # fmt: skip
+    assert made == [("reconstruct-0.25", "reconstruct-0.25-1-epoch"), ("reconstruct-0.5", "reconstruct-0.5-1-epoch")]
+    assert all("held_out_error" not in row for row in rows)
+    assert all(row["bytes"] == (tmp_path / row["file"]).stat().st_size for row in rows)
+
+
+def test_an_epoch_that_fails_is_named_with_its_reason(tmp_path: Path) -> None:
+    model = stacked(tmp_path / "m.onnx", "LSTM")
+    with pytest.raises(BenchError, match=r"^m\.onnx: an epoch of training failed: .*m\.onnx"):
+        epoch("ci", [], data=None).make(model, tmp_path / "out.onnx")
 
 
 def test_what_identifies_a_figure_is_recorded() -> None:
