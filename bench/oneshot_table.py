@@ -61,7 +61,7 @@ def main() -> None:
 @click.option("--ratios", default=REAL_RATIOS, show_default=True, callback=_numbers)
 @click.option("--calls", type=click.IntRange(min=2), help="Samples, a fifth of them held out [each model's own].")
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0))
-@click.option("--speed", is_flag=True, help="Also measure the compensated ones in ONNX Runtime.")
+@click.option("--speed", is_flag=True, help="Also measure what reconstruct makes in ONNX Runtime.")
 @click.option(
     "-o", "--output", default=RESULTS / "oneshot_real.csv", show_default=True, type=click.Path(path_type=Path)
 )
@@ -94,7 +94,7 @@ def _real_rows(case: RealCase, ratios: tuple[float, ...], calls: int, seed: int,
 @click.option("--tokens", default=20_000, show_default=True, type=click.IntRange(min=400), help="To decide with.")
 @click.option("--ratios", default=LANGUAGE_RATIOS, show_default=True, callback=_numbers)
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0))
-@click.option("--speed", is_flag=True, help="Also measure the compensated ones in ONNX Runtime.")
+@click.option("--speed", is_flag=True, help="Also measure what reconstruct makes in ONNX Runtime.")
 @click.option("--int8", "quantise", is_flag=True, help="Also quantize the dense one and what reconstruct makes.")
 @click.option("--fine-tune", metavar="RECIPE", help="Also train what reconstruct makes for one more epoch.")
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Of that epoch's recipe.")
@@ -140,12 +140,12 @@ def _language_rows(sweep: Sweep, text: Corpus, tokens: int, speed: bool) -> Iter
 
 
 def _timed(original: Path, score: Score, seed: int) -> Score:
-    """Add the speedup to the score of compensated models; sizes are what matters, and the others have the same."""
+    """Add the speedup to the score of what `reconstruct` made; the others are as fast at the same sizes."""
     from .compare import plan_comparison, run_comparison
     from .plan import Effort
 
     def timed(file: Path) -> Row:
-        if file == original or file.stem.endswith("-plain"):
+        if file == original or not file.stem.startswith("reconstruct") or file.stem.endswith("-plain"):
             return score(file)
         plan = plan_comparison([file], baseline=original, device="cpu", steps=[SPEED_STEPS], batches=[1], threads=[1],
                                effort=Effort(seed=seed))  # fmt: skip
