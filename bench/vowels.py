@@ -59,6 +59,7 @@ def main(
     untimed: bool, seconds: float, processes: int,
 ) -> None:  # fmt: skip
     """Train, prune, score and time the speaker classifier."""
+    here = origin("toolchain.bench.vowels", sys.argv[1:])
     for cell in cells:
         rows = [row for seed in seeds for row in _trained(cell, seed, epochs, price, hidden, runs)]
         baseline = f"{cell}-dense-{seeds[0]}"
@@ -67,7 +68,6 @@ def main(
             files = {baseline: files.pop(baseline), **files}
             times = time_models(files, SHAPES, Effort(processes=processes, seconds=seconds))
             rows = [row | times[_name(row)] | {"baseline": baseline} for row in rows]
-        here = origin("toolchain.bench.vowels", sys.argv[1:])
         record_rows(results / "vowels.csv", FIELDS, KEY, [row | here | _keep(row, runs, results) for row in rows])
         for row in rows:
             click.echo(", ".join(f"{name} {row[name]}" for name in FIELDS if name in row and name not in ORIGIN))
