@@ -81,29 +81,31 @@ def _trained(cell: str, seed: int, epochs: int, price: float, hidden: int, runs:
         asked: Row = {"cell": cell, "method": method, "seed": seed, "epochs": epochs, "hidden": size,
                  "price": price if method == "neuron-selection" else None}  # fmt: skip
         folder = runs / _name(asked)
-        record = folder / "result.json"
+        record = folder / "trained.json"
         found = json.loads(record.read_text()) if record.is_file() else {}
         if found.get("asked") != asked:
-            trained = train_one(folder, cell=cell, method=method, seed=seed, epochs=epochs, hidden=size,
-                                price=asked["price"])  # fmt: skip
-            found = {"asked": asked, "row": trained}
+            training_s = train_one(folder, cell=cell, method=method, seed=seed, epochs=epochs, hidden=size,
+                                   price=asked["price"])  # fmt: skip
+            found = {"asked": asked, "training_s": training_s}
             record.write_text(json.dumps(found))
-        row: Row = {**{name: asked[name] for name in (*KEY, "epochs", "price")}, **found["row"]}
+        row: Row = {**{name: asked[name] for name in (*KEY, "epochs", "price")}, **shrink_one(folder),
+                    "training_s": found["training_s"]}  # fmt: skip
         pruned = row if method == "neuron-selection" else pruned
         yield row
 
 
-def train_one(folder: Path, *, cell: str, method: str, seed: int, epochs: int, hidden: int, price: float | None) -> Row:
-    """Train one network and write it to `folder/model.onnx`, shrunk where it was pruned; return its columns."""
+def train_one(
+    folder: Path, *, cell: str, method: str, seed: int, epochs: int, hidden: int, price: float | None
+) -> float:
+    """Train one network, write it to `folder/wide.onnx`, and return how many seconds it took."""
     import torch
     from toolchain.models.speaker import CELLS as KINDS
     from toolchain.models.speaker import SpeakerNet, learn
 
     from toolchain.exporting import export
     from toolchain.gates import fold, gate
-    from toolchain.shrinking import shrink
 
-    train, test = load_vowels()
+    train, _ = load_vowels()
     torch.set_num_threads(1)
     torch.manual_seed(seed)
     model = SpeakerNet(KINDS[cell], hidden, train)
@@ -113,9 +115,17 @@ def train_one(folder: Path, *, cell: str, method: str, seed: int, epochs: int, h
     training_s = time.perf_counter() - started
     model = fold(model.eval()) if method == "neuron-selection" else model
     folder.mkdir(parents=True, exist_ok=True)
+    export(model, folder / "wide.onnx", example=torch.from_numpy(pad(train.frames[:4])[0]))
+    return training_s
+
+
+def shrink_one(folder: Path) -> Row:
+    """Write `folder/model.onnx` out of `wide.onnx`, its state narrowed too; return what it costs and does."""
+    from toolchain.shrinking import shrink
+
+    _, test = load_vowels()
     file, wide = folder / "model.onnx", folder / "wide.onnx"
-    export(model, wide, example=torch.from_numpy(pad(train.frames[:4])[0]))
-    result = shrink(wide, file)
+    result = shrink(wide, file, compact_state=True)
     if result.status == "nothing_to_remove":
         shutil.copyfile(wide, file)
     return {
@@ -125,7 +135,6 @@ def train_one(folder: Path, *, cell: str, method: str, seed: int, epochs: int, h
         "parameters": result.after.parameters,
         "multiply_adds": result.after.multiply_adds,
         "bytes": file.stat().st_size,
-        "training_s": training_s,
     }
 
 
