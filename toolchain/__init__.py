@@ -17,9 +17,11 @@ _HOMES = {
     "ToolchainError": "toolchain.errors",
     "expected_l0": "toolchain.gates",
     "fold": "toolchain.gates",
+    "freeze_gates": "toolchain.gates",
     "gate": "toolchain.gates",
     "kept_neurons": "toolchain.gates",
-    "export": "toolchain.export",
+    "total_l0": "toolchain.gates",
+    "export": "toolchain.exporting",
 }
 
 __all__ = ["__version__", *_HOMES]  # noqa: PLE0604  (the strings are the keys above)

@@ -3,7 +3,7 @@
     perplexity = exp(-1/(N-1) * sum over t = 2..N of log p(word_t | word_1 .. word_t-1))
 
 The ONNX side needs numpy and onnxruntime only, and works on every graph that declares its carried state as
-`toolchain.export` does, shrunk ones too.
+`toolchain.exporting` does, shrunk ones too.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def torch_perplexity(model: nn.Module, columns: Tensor, *, chunk: int = CHUNK) -
     """Return the perplexity of a text under a PyTorch model, in float32 and evaluation mode.
 
     Args:
-        model: forward and `initial_state` as `toolchain.export.TokenModel`; its mode is left as it is.
+        model: forward and `initial_state` as `toolchain.exporting.TokenModel`; its mode is left as it is.
         columns: word ids, int64, shape `[rows, B]`, at least two rows, on the model's device. One column
             is the exact figure; several are faster and lose the context at the top of each.
         chunk: rows per call.

@@ -2,6 +2,7 @@
 
     gated = gate(model)                                  the same network, every neuron scaled by a gate
     loss = task + weight * expected_l0(gated)            train as before; closed gates remove neurons
+    freeze_gates(gated)                                  then let the weights settle around what is left
     plain = fold(gated.eval())                           no gates, the same outputs, exact zeros
 
 `gate` takes anybody's `nn.Module`. It puts one hard concrete gate on every input neuron of each recurrent
@@ -49,7 +50,17 @@ from toolchain.gating.neuron_sets import (
     tied_sites,
 )
 
-__all__ = ["KeptNeurons", "NeuronLink", "expected_l0", "fold", "gate", "kept_l0", "kept_neurons", "total_l0"]
+__all__ = [
+    "KeptNeurons",
+    "NeuronLink",
+    "expected_l0",
+    "fold",
+    "freeze_gates",
+    "gate",
+    "kept_l0",
+    "kept_neurons",
+    "total_l0",
+]
 
 IndexArray = npt.NDArray[np.intp]
 Model = TypeVar("Model", bound=nn.Module)
@@ -170,6 +181,21 @@ def kept_l0(model: nn.Module) -> int:
             total += NUM_GATES[module.mode] * sum(size * (inputs + size) for size in hidden)
             inputs = sum(hidden)
     return total
+
+
+def freeze_gates(model: nn.Module) -> None:
+    """Fix every gate at its value of evaluation mode, in training mode too, so that only the weights learn on.
+
+    A neuron whose gate is closed stays removed: nothing reads it, and no gradient reaches the weights that would.
+
+    Raises:
+        TrainingError: no gated module inside.
+    """
+    if not _gated_modules(model):
+        raise TrainingError(f"{type(model).__name__}: no gated module inside; expected one. Call gate(model) first.")
+    for module in model.modules():
+        if isinstance(module, HardConcrete):
+            module.requires_grad_(False)
 
 
 def kept_neurons(model: nn.Module) -> tuple[KeptNeurons, ...]:

@@ -197,7 +197,8 @@ def scale_state(state: Tensor, z_h: Tensor) -> Tensor:
     Raises:
         RuntimeError: the sizes differ; `nn.LSTM` raises it too, but would not see a state that broadcasts.
     """
-    if state.shape[0] != z_h.shape[0] or state.shape[-1] != z_h.shape[-1]:
+    tracing = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]  # it would warn of the comparison
+    if not tracing and (state.shape[0] != z_h.shape[0] or state.shape[-1] != z_h.shape[-1]):
         expected = f"({z_h.shape[0]}, batch_size, {z_h.shape[1]})"
         raise RuntimeError(f"Expected hidden size {expected}, got {list(state.shape)}")
     z = z_h if state.dim() == 2 else z_h.unsqueeze(1)

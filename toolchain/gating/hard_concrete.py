@@ -52,8 +52,11 @@ class HardConcrete(nn.Module):
         self.log_alpha = nn.Parameter(start)
 
     def forward(self) -> Tensor:
-        """Return one gate value in [0, 1] per neuron, shape `[size]`: a fresh sample, or the fixed value."""
-        return self.sample() if self.training else self.deterministic()
+        """Return one gate value in [0, 1] per neuron, shape `[size]`.
+
+        A fresh sample in training mode while the gate learns; else the fixed value.
+        """
+        return self.sample() if self.training and self.log_alpha.requires_grad else self.deterministic()
 
     def sample(self) -> Tensor:
         """Draw the gates, differentiable in log_alpha, shape `[size]`."""

@@ -2,9 +2,9 @@
 
     tokens -> Gather(table) -> [recurrent layer -> Squeeze]... -> MatMul [-> Add]... -> scores
 
-is what `toolchain.export` writes and what `toolchain shrink` leaves of it: each layer with a size of its own, constants
-added behind the output matrix, and carried state that keeps its full width by a Gather on the way in and a Pad and
-Gather on the way out. Everything else is named and refused.
+is what `toolchain.exporting` writes and what `toolchain shrink` leaves of it: each layer with a size of its own,
+constants added behind the output matrix, and carried state that keeps its full width by a Gather on the way in and a
+Pad and Gather on the way out. Everything else is named and refused.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from toolchain.evaluation import CHUNK, onnx_perplexity, torch_perplexity
-from toolchain.export import State, export
+from toolchain.exporting import State, export
 from toolchain.training.processes import Processes, gather_columns, own_columns
 from toolchain.training.pruning_sections import GatesSection
 from toolchain.training.recipe import Recipe

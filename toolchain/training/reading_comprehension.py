@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from toolchain.errors import DatasetError, TrainingError
-from toolchain.export import State
+from toolchain.exporting import State
 from toolchain.training.processes import Processes
 from toolchain.training.pruning_sections import GatesSection
 from toolchain.training.recipe import Recipe

@@ -12,7 +12,7 @@ from typing import Any, Protocol, TypeAlias
 
 from torch import Tensor, nn
 
-from toolchain.export import State
+from toolchain.exporting import State
 from toolchain.training.language_modelling import LanguageModellingResult, begin_language_modelling
 from toolchain.training.processes import Processes
 from toolchain.training.pruning_sections import GatesSection

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from toolchain.export import State
+from toolchain.exporting import State
 from toolchain.training.teaching_sections import TeacherSection
 
 

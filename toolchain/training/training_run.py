@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from toolchain.errors import RecipeError
-from toolchain.export import State
+from toolchain.exporting import State
 from toolchain.training.averaging import Averaging, begin_averaging
 from toolchain.training.checkpoint import (
     Checkpoint,

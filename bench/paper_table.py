@@ -1,0 +1,200 @@
+"""Put language models side by side: every column of every method, all times in one interleaved run, as CSV.
+
+python -m toolchain.bench.paper_table --recipe ptb-small runs/dense runs/gated one-shot=halved.onnx
+python -m toolchain.bench.paper_table --recipe ptb-small --untimed ...     quality and sizes alone, while others compute
+
+A member is the folder of a finished run, or a model file with the name of its method. The first one is the dense
+network that speedups are over. Each is shrunk, which proves it equal to what was trained, and quantized; perplexities
+are those of the resulting file over the whole text in ONNX Runtime. A file whose SHA-256 is on record already keeps
+its perplexities.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+
+from toolchain.errors import BenchError, ToolchainError
+
+from .plan import Effort
+from .record import record_row
+from .result_file import ORIGIN, RESULTS, Row, origin, read_rows, record_rows, sha256_of
+from .timing import Shape, time_models
+
+SHAPES = (Shape(steps=30, batch=10), Shape(steps=35, batch=1), Shape(steps=1, batch=1))
+KEY = ("recipe", "run", "weights")
+PERPLEXITIES = ("valid_perplexity", "test_perplexity")
+SIZES = ("input_sizes", "hidden_sizes", "parameters", "multiply_adds", "bytes")
+TRAINING = ("corpus", "epochs", "keep", "dropout", "precision", "training_s", "trained_with")
+FIELDS = ("recipe", "run", "method", "weights", "seed", *PERPLEXITIES, *SIZES,
+          *(column for shape in SHAPES for column in shape.columns), "baseline",
+          *TRAINING, *ORIGIN, "model",
+          "sha256")  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Member:
+    """One network to put on record; `facts` are the columns of its training run, as far as there was one."""
+
+    name: str
+    model: Path
+    facts: Row
+    recipe: Path | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Texts:
+    """What perplexities are measured on: word ids, shape `[num_tokens]`, and where they come from."""
+
+    origin: str
+    valid: Any
+    test: Any
+
+
+def read_member(text: str) -> Member:
+    """Read `FOLDER` or `METHOD=FILE.onnx`.
+
+    Raises:
+        BenchError: it is neither, or the run did not finish.
+    """
+    method, _, name = text.rpartition("=")
+    path = Path(name)
+    if path.is_dir():
+        row = record_row(path)
+        row["trained_with"] = row["versions"]
+        facts = {name: row[name] for name in ("run", "method", "seed", *TRAINING)}
+        facts |= {"method": method} if method else {}
+        return Member(name=path.name, model=path / "model.onnx", facts=facts, recipe=path / "recipe.toml")
+    if path.suffix != ".onnx" or not path.is_file() or not method:
+        raise BenchError(
+            f"{text}: is neither a folder of `toolchain train` nor METHOD=FILE.onnx; expected one of these. Check the "
+            "path, and name the method of a file."
+        )
+    return Member(name=path.name.removesuffix(".onnx"), model=path, facts={"method": method}, recipe=None)
+
+
+def read_texts(members: Sequence[Member], folder: Path | None) -> Texts:
+    """Load the text of the first member that was trained by a recipe.
+
+    Raises:
+        BenchError: there is none, or another one reads other words.
+        DatasetError: the text cannot be loaded.
+    """
+    import importlib
+
+    from toolchain.training.recipe import load_recipe
+
+    recipes = [load_recipe(member.recipe) for member in members if member.recipe is not None]
+    if not recipes:
+        raise BenchError("members: none is the folder of a run; expected one at least, which says what text to read.")
+    section = recipes[0].data
+    text = None if section.text is None else Path(section.text)
+    place = folder or (None if section.folder is None else Path(section.folder))
+    corpus = importlib.import_module("toolchain.models.text").load_corpus(
+        section.corpus, vocabulary_size=section.vocabulary_size, max_tokens=section.max_tokens,
+        seed=recipes[0].run.seed, folder=place, text=text,
+    )  # fmt: skip
+    for member in members:
+        words = (
+            [] if member.recipe is None else (member.recipe.parent / "vocabulary.txt").read_text("utf-8").split("\n")
+        )
+        if words and tuple(words[:-1]) != corpus.vocabulary:
+            raise BenchError(
+                f"{member.name}: was trained on other words than {members[0].name}; expected the same text, or their "
+                "perplexities cannot be compared. Record them apart."
+            )
+    return Texts(origin=corpus.origin, valid=corpus.valid, test=corpus.test)
+
+
+def make_files(member: Member, folder: Path, *, int8: bool) -> Iterator[tuple[Path, Row]]:
+    """Yield the shrunk model and its 8-bit copy, each with its sizes; a file without one is named on stderr."""
+    from toolchain.quantisation import quantise
+    from toolchain.shrinking import shrink
+
+    file = folder / f"{member.name}.onnx"
+    result = shrink(member.model, file)
+    if result.status == "nothing_to_remove":
+        shutil.copyfile(member.model, file)
+    sizes = {
+        "input_sizes": "+".join(str(node.input_after) for node in result.nodes),
+        "hidden_sizes": "+".join(str(node.hidden_after) for node in result.nodes),
+        "parameters": result.after.parameters,
+        "multiply_adds": result.after.multiply_adds,
+    }
+    yield file, {"weights": "fp32", **sizes, "bytes": file.stat().st_size}
+    if int8:
+        target = folder / f"{member.name}.int8.onnx"
+        if quantise(file, target, threads=1).output is None:
+            click.echo(f"{member.name}: nothing in it can be quantized, so it has no int8 row.", err=True)
+            return
+        yield target, {"weights": "int8", **sizes, "bytes": target.stat().st_size}
+
+
+def perplexities(file: Path, texts: Texts, recorded: Sequence[Row]) -> Row:
+    """Return the perplexities of a file over both texts, or those on record for the very same file."""
+    from toolchain.evaluation import onnx_perplexity
+
+    digest = sha256_of(file)
+    for row in recorded:
+        if row["sha256"] == digest and row["corpus"].startswith(texts.origin) and row["test_perplexity"]:
+            return {"sha256": digest, **{name: row[name] for name in PERPLEXITIES}}
+    found = (onnx_perplexity(file, tokens, threads=1) for tokens in (texts.valid, texts.test))
+    return {"sha256": digest, **dict(zip(PERPLEXITIES, found, strict=True))}
+
+
+@click.command()
+@click.argument("members", nargs=-1, required=True, metavar="FOLDER|METHOD=FILE…")
+@click.option("--recipe", required=True, help="What the rows belong to.")
+@click.option("--data", type=click.Path(path_type=Path), help="Where the text lies [as the first run says].")
+@click.option("-o", "--output", default=RESULTS / "ptb.csv", show_default=True, type=click.Path(path_type=Path))
+@click.option("--int8/--no-int8", default=True, show_default=True, help="Also the 8-bit copy of each.")
+@click.option("--untimed", is_flag=True, help="Leave the columns of times empty.")
+@click.option("--keep", multiple=True, help="Keep the files of this member beside the results, for verification.")
+@click.option("--seconds", default=3.0, show_default=True, type=click.FloatRange(min=0.1), help="A model and shape.")
+@click.option("--processes", default=8, show_default=True, type=click.IntRange(min=1))
+def main(
+    members: tuple[str, ...], recipe: str, data: Path | None, output: Path, int8: bool, untimed: bool,
+    keep: tuple[str, ...], seconds: float, processes: int,
+) -> None:  # fmt: skip
+    """Record MEMBERS, the dense one first."""
+    chosen = [read_member(text) for text in members]
+    if twice := [member.name for member in chosen if [other.name for other in chosen].count(member.name) > 1]:
+        raise BenchError(f"{twice[0]}: is the name of two members; expected different ones. Rename a folder or file.")
+    texts, recorded = read_texts(chosen, data), read_rows(output)
+    here = origin("toolchain.bench.paper_table", sys.argv[1:], folders={} if data is None else {str(data): "FOLDER"})
+    with tempfile.TemporaryDirectory(prefix="toolchain-") as folder:
+        rows: dict[str, Row] = {}
+        files: dict[str, Path] = {}
+        for member in chosen:
+            for file, sizes in make_files(member, Path(folder), int8=int8):
+                name = file.name.removesuffix(".onnx")
+                rows[name] = {"recipe": recipe, "run": member.name, "corpus": texts.origin, **member.facts, **sizes,
+                              **perplexities(file, texts, recorded), **here}  # fmt: skip
+                rows[name]["model"] = _keep(file, output.parent, recipe) if member.name in keep else None
+                files[name] = file
+                click.echo(f"{name}: test perplexity {rows[name]['test_perplexity']}", err=True)
+        if not untimed:
+            for name, times in time_models(files, SHAPES, Effort(processes=processes, seconds=seconds)).items():
+                rows[name] |= {**times, "baseline": chosen[0].name}
+    record_rows(output, FIELDS, KEY, list(rows.values()))
+
+
+def _keep(file: Path, results: Path, recipe: str) -> Path:
+    model = Path("models") / recipe / file.name
+    (results / model).parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(file, results / model)
+    return model
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except ToolchainError as error:
+        sys.exit(str(error))

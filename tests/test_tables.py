@@ -1,0 +1,93 @@
+"""README.md and docs show what bench/results says; a figure that is changed on either side is noticed."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from toolchain.bench import tables, vowels
+from toolchain.bench.result_pages import PLACES, markdown_table
+
+from toolchain.errors import BenchError
+
+
+def test_every_page_shows_what_is_on_record(request: pytest.FixtureRequest) -> None:
+    root: Path = request.config.rootpath
+    assert not [str(page) for page in tables.outdated(root)], "run `python -m toolchain.bench.tables`"
+
+
+def test_every_table_has_a_place_in_a_page(request: pytest.FixtureRequest) -> None:
+    text = "".join(page.read_text("utf-8") for page in tables.pages(request.config.rootpath))
+    assert not [name for name in PLACES if f"<!-- results: {name} -->" not in text]
+
+
+def project(root: Path) -> Path:
+    """A repository with one page and one result file."""
+    (root / "docs").mkdir(parents=True)
+    (root / "bench" / "results").mkdir(parents=True)
+    (root / "README.md").write_text("Before.\n<!-- results: vowels -->\nold\n<!-- end of results -->\nAfter: 12 ms.\n")
+    rows = [{"cell": "gru", "method": "dense", "seed": seed, "test_accuracy": accuracy, "streaming_accuracy": accuracy,
+             "hidden_sizes": "8+8", "multiply_adds": 1234, "cpu": "a CPU", "versions": "v 1", "commit": "abc"}
+            for seed, accuracy in ((0, 0.91), (1, 0.95))]  # fmt: skip
+    with (root / "bench" / "results" / "vowels.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, vowels.FIELDS)
+        writer.writeheader()
+        writer.writerows(rows)
+    return root
+
+
+def test_a_place_is_filled_and_the_rest_of_the_page_stays(tmp_path: Path) -> None:
+    root = project(tmp_path)
+    assert tables.outdated(root) == [root / "README.md"]
+    done = CliRunner().invoke(tables.main, ["--root", str(root)])
+    assert (done.exit_code, done.output) == (0, f"written: {root / 'README.md'}\n")
+    assert (
+        (root / "README.md").read_text()
+        == """Before.
+<!-- results: vowels -->
+| network | seeds | accuracy | units | multiply-adds a frame |
+| --- | ---: | ---: | ---: | ---: |
+| GRU dense | 2 | 93.0% (91.0% to 95.0%) | 8+8 | 1.23k |
+
+Mean, and the range over the seeds. a CPU; v 1; commit abc.
+<!-- end of results -->
+After: 12 ms.
+"""
+    )
+    assert tables.outdated(root) == []
+
+
+def test_a_figure_changed_in_a_page_or_in_a_file_is_noticed(tmp_path: Path) -> None:
+    root = project(tmp_path)
+    CliRunner().invoke(tables.main, ["--root", str(root)])
+    page, file = root / "README.md", root / "bench" / "results" / "vowels.csv"
+    for path, old, new in ((page, "93.0%", "94.0%"), (file, "0.95", "0.96")):
+        before = path.read_text()
+        path.write_text(before.replace(old, new))
+        with pytest.raises(BenchError, match=r"README.md: shows something else than bench/results says; expected"):
+            CliRunner().invoke(tables.main, ["--root", str(root), "--check"], catch_exceptions=False)
+        path.write_text(before)
+    assert CliRunner().invoke(tables.main, ["--root", str(root), "--check"]).exit_code == 0
+
+
+def test_a_place_that_nothing_fills_is_refused(tmp_path: Path) -> None:
+    root = project(tmp_path)
+    (root / "a.py").write_text("def known(): ...\n")
+    for name, message in (("gone", r"results 'gone': nothing fills it; expected one of demo, "),
+                          ("source a.py wanted", r"a.py: defines no wanted; expected one of known.")):  # fmt: skip
+        with pytest.raises(BenchError, match=message):
+            tables.with_results(f"<!-- results: {name} -->\n<!-- end of results -->\n", root)
+
+
+def test_a_definition_is_shown_as_it_stands(tmp_path: Path) -> None:
+    (tmp_path / "a.py").write_text("import b\n\n\ndef f():\n    return b.c()  # type: ignore[no-untyped-call]\n")
+    shown = tables.with_results("<!-- results: source a.py f -->\n<!-- end of results -->\n", tmp_path)
+    assert "```python\ndef f():\n    return b.c()\n```" in shown
+
+
+def test_what_nobody_measured_is_no_column() -> None:
+    columns = [(name, lambda row, name=name: row[name]) for name in ("a", "b", "c")]
+    assert markdown_table(columns, [{"a": "x", "b": "", "c": ""}, {"a": "y", "b": "", "c": "1"}]).splitlines() == [
+        "| a | c |", "| --- | ---: |", "| x |  |", "| y | 1 |"]  # fmt: skip
