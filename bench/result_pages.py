@@ -78,8 +78,11 @@ def one_shot(name: str, score: Column, results: Path) -> str:
     """Return what each criterion does at each ratio, a table for each model of a file of `bench.oneshot_table`."""
     rows = read_rows(results / name)
     tables = []
-    for model, group in groupby(rows, key=lambda row: row["model"]):
+    for model, of_model in groupby(rows, key=lambda row: row["model"]):
+        group = list(of_model)
         cells = {(_criterion(row), row["ratio"]): score[1](row) for row in group}
+        cells |= {(f"{_criterion(row)}: times faster", row["ratio"]): times(float(row["speedup"]))
+                  for row in group if row["speedup"]}  # fmt: skip
         ratios = sorted({ratio for _, ratio in cells}, key=float)
         columns: list[Column] = [("criterion", lambda line: line["criterion"])]
         columns += [(f"{float(ratio):g}", lambda line, ratio=ratio: line[ratio]) for ratio in ratios]  # type: ignore[misc]
@@ -133,9 +136,10 @@ def _interval(row: Row, shape: Shape) -> str:
 
 
 def _criterion(row: Row) -> str:
+    then = f", then {row['then']}" if row.get("then") else ""
     if not row["criterion"]:
-        return "as it was"
-    return row["criterion"] if row["compensated"] == "True" else f"{row['criterion']}, not folded"
+        return f"as it was{then}"
+    return f"{row['criterion']}{'' if row['compensated'] == 'True' else ', not folded'}{then}"
 
 
 def _provenance(rows: Sequence[Row]) -> str:
