@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 import pytest
 from graphs import constant, layer_with_head, value
-from onnx import numpy_helper
+from onnx import helper, numpy_helper
 
 from toolchain.comparison import NOISE_FACTOR, NOISE_LIMIT, TOLERANCE
 from toolchain.errors import ModelFileError, ParityError, ToleranceError
@@ -150,3 +150,20 @@ def test_last_bits_move_weights_and_nothing_else(model: Path, tmp_path: Path) ->
         np.testing.assert_array_max_ulp(before[name], after[name], maxulp=2)
         assert (before[name] != after[name])[live].mean() > 0.9
         assert (after[name][~live] == 0).all()
+
+
+def test_a_shape_that_last_bits_change_excuses_nothing(tmp_path: Path) -> None:
+    """The number of positive values of an amplified state depends on last bits: one line, not a failed subtraction."""
+    model = onnx.load(amplifying(tmp_path / "m.onnx", gain=10.0))
+    model.graph.node.extend(
+        [
+            helper.make_node("Greater", ["Z", "zero"], ["positive"]),
+            helper.make_node("Compress", ["Z", "flat"], ["chosen"]),
+        ]
+    )
+    model.graph.node.insert(len(model.graph.node) - 1, helper.make_node("Reshape", ["positive", "all"], ["flat"]))
+    model.graph.initializer.extend([constant("zero", np.float32(0)), constant("all", np.array([-1]))])
+    model.graph.output[0].CopyFrom(value("chosen", [None]))
+    onnx.save(model, tmp_path / "m.onnx")
+    with pytest.raises(ParityError, match=r"output 'chosen': (is float32|differs by)"):
+        prove(read_interface(tmp_path / "m.onnx"), reordered(tmp_path / "m.onnx", tmp_path / "same.onnx"))
