@@ -56,6 +56,18 @@ def test_planted_dead_units_go_in_both_branches_of_an_if(case: Case, tmp_path: P
     assert (result.status == "written") == (case.left < WHOLE)
 
 
+def test_a_class_of_units_from_both_directions_does_not_make_the_directions_one(tmp_path: Path) -> None:
+    # Six forward units and one backward unit share one fate, so the backward direction takes five others to fill up.
+    middle = (BOTH, node("Reshape", ["Yt", "side_by_side"], ["S"]),
+              node("Gather", ["S", "chosen"], ["G"], axis=2), node("Softmax", ["G"], ["M"], axis=2))  # fmt: skip
+    source = layer_with_head(
+        tmp_path / "m.onnx", directions=2, dead=((2, 3), (0, 1, 2, 3, 4, 6, 7)), middle=middle, head_rows=7,
+        dead_rows=(), extra={"side_by_side": array(0, 0, -1), "chosen": array(0, 1, 13, 4, 5, 6, 7)},
+    )  # fmt: skip
+    (recurrent,) = toolchain.shrink(source).nodes
+    assert recurrent.hidden_after == 6
+
+
 @pytest.mark.parametrize("axis", [None, 0, 1])
 @pytest.mark.parametrize("case", [case for case in CASES if case.opset >= 13], ids=lambda case: case.name)
 def test_constants_that_are_quantized_are_cut_or_named(case: Case, axis: int | None, tmp_path: Path) -> None:

@@ -61,8 +61,9 @@ def decide_layout(
     severed = [pair for pair in couples if pair.severable]
     while True:
         apart = {id(pair) for pair in severed}
-        labels = components(demand.size, [*(pair for pair in couples if id(pair) not in apart), *joined])
-        rows = _rows(neurons, labels)
+        tied = [*(pair for pair in couples if id(pair) not in apart), *joined]
+        labels = components(demand.size, tied)
+        rows = _rows(neurons, tied, labels)
         kept = _spread(demand | held, labels)
         for direction in needed:
             kept[direction[0]] |= not kept[direction].any()
@@ -75,19 +76,60 @@ def decide_layout(
         severed = dead
 
 
-def _rows(neurons: Collection[Space], labels: CellArray) -> CellArray:
+def _rows(neurons: Collection[Space], couples: Sequence[Couple], labels: CellArray) -> CellArray:
     """Number the rows of units; return to which one each cell belongs, `NO_ROW` where to none.
 
-    Where the rows of several nodes cross (directions of one, groups of another), every part that they have in common is
-    a row.
+    A cell belongs to the row of the units in its class. A class that has units of two rows of one node (directions that
+    are added, a softmax over some of each) is torn: each of its cells belongs to the row of the nearest unit. Where the
+    rows of several nodes cross (directions of one, groups of another), every part that they have in common is a row.
     """
-    of_class = np.full_like(labels, NO_ROW)
-    for number, space in enumerate(space for space in neurons if len(space.shape) > 1):
-        classes = labels[space.cells]
-        own = np.broadcast_to(np.arange(space.shape[0])[:, None], space.shape)
-        _, part = np.unique(np.stack([of_class[classes].ravel(), own.ravel()]), axis=1, return_inverse=True)
-        of_class[classes.ravel()] = number * labels.size + part.ravel()  # parts are fewer than cells
-    return of_class[labels]
+    spaces = [space for space in neurons if len(space.shape) > 1]
+    rows_of = [np.broadcast_to(np.arange(space.shape[0])[:, None], space.shape).ravel() for space in spaces]
+    last = np.full_like(labels, NO_ROW)
+    torn = np.zeros(labels.size, dtype=np.bool_)  # by the class's smallest cell
+    for space, own in zip(spaces, rows_of, strict=True):
+        classes = labels[space.cells].ravel()
+        last[classes] = own
+        torn[classes[last[classes] != own]] = True
+    crossing = [pair for pair in couples if torn[labels[pair.a]].any()] if torn.any() else []
+    neighbours, first = _neighbours(crossing, labels.size)
+    items = np.where(torn[labels], np.arange(labels.size), labels)
+    of_item = np.full_like(labels, NO_ROW)
+    for number, (space, own) in enumerate(zip(spaces, rows_of, strict=True)):
+        cells = space.cells.ravel()
+        if torn[labels[cells]].any():
+            cells, own = _nearest(cells, own, neighbours, first)
+        found = items[cells]
+        _, part = np.unique(np.stack([of_item[found], own]), axis=1, return_inverse=True)
+        of_item[found] = number * labels.size + part.ravel()  # parts are fewer than cells
+    return of_item[items]
+
+
+def _neighbours(couples: Sequence[Couple], size: int) -> tuple[CellArray, CellArray]:
+    """Return every cell's neighbours, those of cell `i` at `first[i]` to `first[i + 1]`, and `first`."""
+    nobody = np.empty(0, np.intp)
+    a = np.concatenate([nobody, *(pair.a for pair in couples), *(pair.b for pair in couples)])
+    b = np.concatenate([nobody, *(pair.b for pair in couples), *(pair.a for pair in couples)])
+    order = np.argsort(a, kind="stable")
+    return b[order], np.searchsorted(a[order], np.arange(size + 1))
+
+
+def _nearest(cells: CellArray, rows: CellArray, neighbours: CellArray, first: CellArray) -> tuple[CellArray, CellArray]:
+    """Return the cells within reach and the row of each: of the nearest of `cells`, the lowest of those as near."""
+    of_cell = np.full(first.size - 1, NO_ROW, dtype=rows.dtype)
+    of_cell[cells] = rows
+    reached = [cells]
+    while cells.size:
+        counts = first[cells + 1] - first[cells]
+        ahead = neighbours[np.repeat(first[cells] - np.cumsum(counts) + counts, counts) + np.arange(counts.sum())]
+        rows = np.repeat(of_cell[cells], counts)
+        new = of_cell[ahead] == NO_ROW
+        order = np.lexsort((rows[new], ahead[new]))
+        cells, lowest = np.unique(ahead[new][order], return_index=True)
+        of_cell[cells] = rows[new][order][lowest]
+        reached.append(cells)
+    found = np.concatenate(reached)
+    return found, of_cell[found]
 
 
 def components(size: int, couples: Sequence[Couple]) -> CellArray:
