@@ -2,15 +2,18 @@
 
 python -m toolchain.bench.paper_table --recipe ptb-small runs/dense runs/gated one-shot=halved.onnx
 python -m toolchain.bench.paper_table --recipe ptb-small --untimed ...     quality and sizes alone, while others compute
+python -m toolchain.bench.paper_table --recipe front -o bench/results/front.csv zaremba-large=1500,1500,1500@78.4 ...
 
-A member is the folder of a finished run, or a model file with the name of its method. The first one is the dense
-network that speedups are over. Each is shrunk, which proves it equal to what was trained, and quantized; perplexities
-are those of the resulting file over the whole text in ONNX Runtime. A file whose SHA-256 is on record already keeps
-its perplexities.
+A member is the folder of a finished run, a model file with the name of its method, or a published network: the sizes of
+its embedding and layers and the test perplexity that its authors report. That one is timed with random weights, and
+its perplexity has a column of its own. The first member is the dense network that speedups are over. Each is shrunk,
+which proves it equal to what was trained, and quantized; perplexities are those of the resulting file over the whole
+text in ONNX Runtime. A file whose SHA-256 is on record already keeps its perplexities.
 """
 
 from __future__ import annotations
 
+import re
 import shutil
 import sys
 import tempfile
@@ -24,6 +27,7 @@ import click
 from toolchain.errors import BenchError, ToolchainError
 
 from .plan import Effort
+from .random_lm import write_language_model
 from .record import record_row
 from .result_file import ORIGIN, RESULTS, Row, origin, read_rows, record_rows, sha256_of
 from .timing import Shape, time_models
@@ -31,9 +35,10 @@ from .timing import Shape, time_models
 SHAPES = (Shape(steps=30, batch=10), Shape(steps=35, batch=1), Shape(steps=1, batch=1))
 KEY = ("recipe", "run", "weights")
 PERPLEXITIES = ("valid_perplexity", "test_perplexity")
+PUBLISHED = re.compile(r"([^=]+)=(\d+(?:,\d+)+)@(\d+(?:\.\d+)?)")
 SIZES = ("input_sizes", "hidden_sizes", "parameters", "multiply_adds", "bytes")
-TRAINING = ("corpus", "epochs", "keep", "dropout", "precision", "training_s", "trained_with")
-FIELDS = ("recipe", "run", "method", "weights", "seed", *PERPLEXITIES, *SIZES,
+TRAINING = ("corpus", "epochs", "keep", "dropout", "precision", "training_s", "training_threads", "trained_with")
+FIELDS = ("recipe", "run", "method", "weights", "seed", *PERPLEXITIES, "published_perplexity", *SIZES,
           *(column for shape in SHAPES for column in shape.columns), "baseline",
           *TRAINING, *ORIGIN, "model",
           "sha256")  # fmt: skip
@@ -41,12 +46,21 @@ FIELDS = ("recipe", "run", "method", "weights", "seed", *PERPLEXITIES, *SIZES,
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Member:
-    """One network to put on record; `facts` are the columns of its training run, as far as there was one."""
+    """One network to put on record.
+
+    Attributes:
+        name: unique in a table.
+        model: its file; None for a published network, of which only the sizes are known.
+        facts: the columns of its training run, as far as there was one.
+        recipe: of that run.
+        sizes: of the embedding and of each layer, of a published network.
+    """
 
     name: str
-    model: Path
+    model: Path | None
     facts: Row
-    recipe: Path | None
+    recipe: Path | None = None
+    sizes: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,11 +73,14 @@ class Texts:
 
 
 def read_member(text: str) -> Member:
-    """Read `FOLDER` or `METHOD=FILE.onnx`.
+    """Read `FOLDER`, `METHOD=FILE.onnx` or `NAME=EMBEDDING,HIDDEN,HIDDEN@PERPLEXITY`.
 
     Raises:
-        BenchError: it is neither, or the run did not finish.
+        BenchError: it is none of these, or the run did not finish.
     """
+    if found := PUBLISHED.fullmatch(text):
+        facts: Row = {"method": "published", "published_perplexity": float(found[3])}
+        return Member(name=found[1], model=None, facts=facts, sizes=tuple(map(int, found[2].split(","))))
     method, _, name = text.rpartition("=")
     path = Path(name)
     if path.is_dir():
@@ -74,10 +91,10 @@ def read_member(text: str) -> Member:
         return Member(name=path.name, model=path / "model.onnx", facts=facts, recipe=path / "recipe.toml")
     if path.suffix != ".onnx" or not path.is_file() or not method:
         raise BenchError(
-            f"{text}: is neither a folder of `toolchain train` nor METHOD=FILE.onnx; expected one of these. Check the "
-            "path, and name the method of a file."
+            f"{text}: is neither a folder of `toolchain train` nor METHOD=FILE.onnx nor NAME=SIZES@PERPLEXITY; "
+            "expected one of these. Check the path, and name the method of a file."
         )
-    return Member(name=path.name.removesuffix(".onnx"), model=path, facts={"method": method}, recipe=None)
+    return Member(name=path.name.removesuffix(".onnx"), model=path, facts={"method": method})
 
 
 def read_texts(members: Sequence[Member], folder: Path | None) -> Texts:
@@ -118,10 +135,13 @@ def make_files(member: Member, folder: Path, *, int8: bool) -> Iterator[tuple[Pa
     from toolchain.quantisation import quantise
     from toolchain.shrinking import shrink
 
-    file = folder / f"{member.name}.onnx"
-    result = shrink(member.model, file)
+    file, source = folder / f"{member.name}.onnx", member.model
+    if source is None:
+        source = folder / f"{member.name}.random.onnx"
+        write_language_model(source, embedding=member.sizes[0], hidden=member.sizes[1:])
+    result = shrink(source, file)
     if result.status == "nothing_to_remove":
-        shutil.copyfile(member.model, file)
+        shutil.copyfile(source, file)
     sizes = {
         "input_sizes": "+".join(str(node.input_after) for node in result.nodes),
         "hidden_sizes": "+".join(str(node.hidden_after) for node in result.nodes),
@@ -150,7 +170,7 @@ def perplexities(file: Path, texts: Texts, recorded: Sequence[Row]) -> Row:
 
 
 @click.command()
-@click.argument("members", nargs=-1, required=True, metavar="FOLDER|METHOD=FILE…")
+@click.argument("members", nargs=-1, required=True, metavar="FOLDER|METHOD=FILE|NAME=SIZES@PERPLEXITY…")
 @click.option("--recipe", required=True, help="What the rows belong to.")
 @click.option("--data", type=click.Path(path_type=Path), help="Where the text lies [as the first run says].")
 @click.option("-o", "--output", default=RESULTS / "ptb.csv", show_default=True, type=click.Path(path_type=Path))
@@ -175,11 +195,14 @@ def main(
         for member in chosen:
             for file, sizes in make_files(member, Path(folder), int8=int8):
                 name = file.name.removesuffix(".onnx")
+                quality = {"sha256": sha256_of(file)} if member.model is None else perplexities(file, texts, recorded)
                 rows[name] = {"recipe": recipe, "run": member.name, "corpus": texts.origin, **member.facts, **sizes,
-                              **perplexities(file, texts, recorded), **here}  # fmt: skip
+                              **quality, **here}  # fmt: skip
+                if sizes["weights"] == "int8":
+                    rows[name]["published_perplexity"] = None  # they published the float network
                 rows[name]["model"] = _keep(file, output.parent, recipe) if member.name in keep else None
                 files[name] = file
-                click.echo(f"{name}: test perplexity {rows[name]['test_perplexity']}", err=True)
+                click.echo(f"{name}: test perplexity {rows[name].get('test_perplexity', 'not measured')}", err=True)
         if not untimed:
             for name, times in time_models(files, SHAPES, Effort(processes=processes, seconds=seconds)).items():
                 rows[name] |= {**times, "baseline": chosen[0].name}

@@ -54,6 +54,7 @@ def record_row(folder: Path) -> dict[str, object]:
         "precision": recipe["run"]["precision"],
         **{column: round(result[key], 4) for column, key in (SCORES if "f1" in result else PERPLEXITIES).items()},
         "multiply_adds_share": round(result["share"], 4),
+        "training_threads": recipe["run"].get("threads", ""),
         "training_s": round(sum(float(row["seconds"]) for row in metrics), 1),
         "speed_last_over_first": round(result["speed_ratio"], 2),
         "versions": versions,

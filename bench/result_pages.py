@@ -12,6 +12,7 @@ from itertools import groupby
 from pathlib import Path
 from statistics import mean
 
+from .front_chart import front_picture
 from .paper_table import SHAPES as PAPER_SHAPES
 from .result_file import read_rows
 from .table import count, milliseconds, significant, times
@@ -20,6 +21,7 @@ from .vowels import SHAPES as VOWELS_SHAPES
 
 Row = Mapping[str, str]
 Column = tuple[str, Callable[[Row], str]]
+FRONT = "images/front.svg"
 METHODS = {"neuron-selection": "pruned", "direct": "direct"}
 
 
@@ -39,6 +41,21 @@ def language_models(results: Path) -> str:
     tables = [f"`{recipe}`\n\n{markdown_table(_LANGUAGE_MODEL, group)}" for recipe, group in
               groupby(rows, key=lambda row: row["recipe"])]  # fmt: skip
     return "\n\n".join([*tables, _provenance(rows)]) if rows else _not_recorded("paper_table")
+
+
+def front(results: Path) -> str:
+    """Return language models of every size against the largest, as a picture and as a table."""
+    rows = read_rows(results / "front.csv")
+    if not rows:
+        return _not_recorded("paper_table")
+    columns = [column for column in _LANGUAGE_MODEL if column[0] in _FRONT]
+    return f"![Test perplexity against time]({FRONT})\n\n{markdown_table(columns, rows)}\n\n{_provenance(rows)}"
+
+
+def front_svg(results: Path) -> str | None:
+    """Return the picture of `front`; None where nothing is on record."""
+    rows = read_rows(results / "front.csv")
+    return front_picture(rows) if rows else None
 
 
 def demo(results: Path) -> str:
@@ -163,6 +180,7 @@ _LANGUAGE_MODEL: tuple[Column, ...] = (
     ("seed", lambda row: row["seed"]),
     ("valid", lambda row: _number(row, "valid_perplexity", "{:.2f}".format)),
     ("test perplexity", lambda row: _number(row, "test_perplexity", "{:.2f}".format)),
+    ("published", lambda row: _number(row, "published_perplexity", "{:.2f}".format)),
     ("inputs", lambda row: row["input_sizes"]),
     ("units", lambda row: row["hidden_sizes"]),
     ("parameters", lambda row: _number(row, "parameters", "{:,.0f}".format)),
@@ -174,11 +192,16 @@ _LANGUAGE_MODEL: tuple[Column, ...] = (
     ("training s", lambda row: _number(row, "training_s", "{:.0f}".format)),
 )  # fmt: skip
 
+_FRONT = {"run", "method", "weights", "test perplexity", "published", "units", "MB",
+          *(f"{what} {_shape(shape)}" for what in ("ms", "speedup") for shape in PAPER_SHAPES)}  # fmt: skip
 _DEMO = {"run", "weights", "test perplexity", "units", "parameters", "MB",
          *(f"{what} {_shape(shape)}" for what in ("ms", "speedup") for shape in PAPER_SHAPES[1:])}  # fmt: skip
 
+PICTURES: dict[str, Callable[[Path], str | None]] = {FRONT: front_svg}  # by their place under docs
+
 PLACES: dict[str, Callable[[Path], str]] = {
     "demo": demo,
+    "front": front,
     "ptb": language_models,
     "vowels": vowels,
     "oneshot_language": partial(one_shot, "oneshot_language.csv", (

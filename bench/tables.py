@@ -10,6 +10,7 @@ A page has places for it, and everything between their two comments is written h
     <!-- end of results -->
 
 NAME is a function of `result_pages`, or `source MODULE.py NAME, NAME`: those definitions as they stand in that file.
+The pictures that pages show are written with them.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ import click
 from toolchain.errors import BenchError, ToolchainError
 from toolchain.files import write_text
 
-from .result_pages import PLACES
+from .result_pages import PICTURES, PLACES
 
 _IGNORE = re.compile(r"  # type: ignore\[[^]]*\]")  # of no use to a reader
 _PLACE = re.compile(r"(<!-- results: ([^>]+?) -->\n).*?(<!-- end of results -->)", re.S)
@@ -49,13 +50,15 @@ def with_results(text: str, root: Path) -> str:
 
 
 def rendered(root: Path) -> dict[Path, str]:
-    """Return what every page should hold, by its path."""
-    return {page: with_results(page.read_text("utf-8"), root) for page in pages(root)}
+    """Return what every page and every picture should hold, by its path."""
+    texts = {page: with_results(page.read_text("utf-8"), root) for page in pages(root)}
+    drawn = {root / "docs" / name: draw(root / "bench" / "results") for name, draw in PICTURES.items()}
+    return texts | {path: picture for path, picture in drawn.items() if picture is not None}
 
 
 def outdated(root: Path) -> list[Path]:
-    """Return the pages that show something else than the files say."""
-    return [path for path, text in rendered(root).items() if path.read_text("utf-8") != text]
+    """Return the pages and pictures that show something else than the files say."""
+    return [path for path, text in rendered(root).items() if not path.is_file() or path.read_text("utf-8") != text]
 
 
 def definitions(path: Path, names: str) -> str:
@@ -96,6 +99,7 @@ def main(root: Path, check: bool) -> None:
             "`python -m toolchain.bench.tables`."
         )
     for path in changed:
+        path.parent.mkdir(exist_ok=True)
         write_text(path, texts[path])
         click.echo(f"written: {path}")
 

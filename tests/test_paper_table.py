@@ -66,7 +66,7 @@ def test_a_row_holds_every_column_and_the_quality_is_that_of_the_file() -> None:
     assert done.exit_code == 0
     found = {(row["run"], row["weights"]): row for row in rows()}
     assert [*found] == [(run, weights) for run in ("dense", "gated") for weights in ("fp32", "int8")]
-    optional = {"keep", "model"}
+    optional = {"keep", "model", "published_perplexity", "training_threads"}
     for row in found.values():
         assert tuple(row) == FIELDS
         assert not [name for name in FIELDS if not row[name] and name not in optional]
@@ -108,6 +108,17 @@ def test_a_file_of_another_method_joins_and_is_replaced_when_recorded_again() ->
     assert rows()[1]["training_s"] == ""
 
 
+def test_a_published_network_is_timed_at_its_sizes_and_keeps_the_perplexity_of_its_authors() -> None:
+    done = record("wide=24,40,32@78.4", "runs/dense", "--seconds", "0.1", "--processes", "2")
+    assert done.exit_code == 0
+    wide, wide_int8, dense, _ = rows()
+    assert (wide["method"], wide["published_perplexity"], wide["test_perplexity"]) == ("published", "78.4", "")
+    assert (wide["input_sizes"], wide["hidden_sizes"], wide["baseline"]) == ("24+40", "40+32", "wide")
+    assert (wide_int8["weights"], wide_int8["published_perplexity"]) == ("int8", "")  # nobody published that one
+    assert float(dense["t35b1_speedup"]) > 1 == float(wide["t35b1_speedup"])
+    assert dense["published_perplexity"] == ""
+
+
 def test_what_cannot_be_compared_is_refused() -> None:
     with pytest.raises(BenchError, match=r"elsewhere: was trained on other words than dense; expected the same text"):
         record("runs/dense", "runs/elsewhere", "--untimed")
@@ -116,7 +127,9 @@ def test_what_cannot_be_compared_is_refused() -> None:
     with pytest.raises(BenchError, match=r"members: none is the folder of a run; expected one at least"):
         record("one-shot=runs/dense/model.onnx", "--untimed")
     for text in ("halved.onnx", "runs/gone", "one-shot=gone.onnx"):
-        with pytest.raises(BenchError, match=rf"{text}: is neither a folder of `toolchain train` nor METHOD=FILE.onnx"):
+        with pytest.raises(
+            BenchError, match=rf"{text}: is neither a folder of `toolchain train` nor METHOD=FILE.onnx nor "
+        ):
             read_member(text)
     assert not Path("results/small.csv").exists()
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import csv
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 from click.testing import CliRunner
-from toolchain.bench import tables, vowels
+from toolchain.bench import paper_table, tables, vowels
+from toolchain.bench.front_chart import apart
 from toolchain.bench.result_pages import PLACES, markdown_table
 
 from toolchain.errors import BenchError
@@ -70,6 +72,40 @@ def test_a_figure_changed_in_a_page_or_in_a_file_is_noticed(tmp_path: Path) -> N
             CliRunner().invoke(tables.main, ["--root", str(root), "--check"], catch_exceptions=False)
         path.write_text(before)
     assert CliRunner().invoke(tables.main, ["--root", str(root), "--check"]).exit_code == 0
+
+
+def front_rows(root: Path, *members: tuple[str, str, str, str, str]) -> None:
+    """Write the file of the front: run, weights, measured perplexity, published one, milliseconds."""
+    (root / "bench" / "results").mkdir(parents=True, exist_ok=True)
+    with (root / "bench" / "results" / "front.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, paper_table.FIELDS)
+        writer.writeheader()
+        for run, weights, measured, published, ms in members:
+            writer.writerow({"run": run, "method": "m", "weights": weights, "test_perplexity": measured,
+                             "published_perplexity": published, "t35b1_p50_ms": ms})  # fmt: skip
+
+
+def test_the_picture_of_the_front_shows_every_row_that_has_a_time_and_a_perplexity(tmp_path: Path) -> None:
+    root = project(tmp_path)
+    large = (("large", "fp32", "", "78.4", "60"), ("large", "int8", "", "", "9"))
+    small = (("small", "fp32", "90.5", "", "2"), ("small", "int8", "91", "", "0.5"))
+    front_rows(root, *large, *small, ("late", "fp32", "99", "", ""))
+    CliRunner().invoke(tables.main, ["--root", str(root)], catch_exceptions=False)
+    picture = root / "docs" / "images" / "front.svg"
+    drawn = ElementTree.parse(picture)
+    told = [title.text for title in drawn.iter("{http://www.w3.org/2000/svg}title")][1:]
+    assert told == ["large, fp32: perplexity 78.40, 60.0 ms", "small, fp32: perplexity 90.50, 2.00 ms",
+                    "small, int8: perplexity 91.00, 0.500 ms"]  # fmt: skip
+    assert tables.outdated(root) == []
+    picture.write_text(picture.read_text().replace("90.50", "80.50"))
+    assert tables.outdated(root) == [picture]
+
+
+def test_names_in_a_picture_do_not_cover_one_another() -> None:
+    placed = apart([(10.0, 50.0, "first"), (12.0, 52.0, "second"), (300.0, 51.0, "far")])
+    (_, first, _), (_, far, _), (_, second, _) = placed
+    assert second - first >= 11
+    assert far == 55
 
 
 def test_a_place_that_nothing_fills_is_refused(tmp_path: Path) -> None:

@@ -25,6 +25,8 @@ from toolchain.training.recipe import METHODS, Recipe, dump_recipe, load_recipe,
 from toolchain.training.run_folder import RECIPE, RESULT, VOCABULARY, new_run_folder
 
 if TYPE_CHECKING:
+    import torch
+
     from toolchain.training.rebuilding import Start, StartCheck
     from toolchain.training.task import TrainingResult
     from toolchain.training.training_run import TrainingRun
@@ -206,7 +208,7 @@ def _run(recipe: Recipe, *, source: Path | None, resume: Path | None, name: str 
     if resume is not None:
         restore_run(run)
     elif processes.is_main:
-        write_text(folder / RECIPE, _described(corpus, source) + dump_recipe(recipe))
+        write_text(folder / RECIPE, _described(corpus, source, processes.device) + dump_recipe(recipe))
         write_text(folder / VOCABULARY, "\n".join(corpus.vocabulary) + "\n")
     console.print(_headline(recipe, corpus, run), highlight=False)
     _carry_out(run, corpus, console, output)
@@ -298,13 +300,19 @@ def _start_lines(start: Start, check: StartCheck) -> str:
     return "\n".join(lines)
 
 
-def _described(corpus: Any, source: Path | None) -> str:
+def _described(corpus: Any, source: Path | None, device: torch.device) -> str:
     import torch
 
+    from toolchain.bench.runner import describe_machine
+
+    if device.type == "cuda":
+        processor = torch.cuda.get_device_name(device)
+    else:
+        processor = describe_machine()["cpu_model"] or "unknown processor"
     tokens = " + ".join(f"{len(split):,}" for split in (corpus.train, corpus.valid, corpus.test))
     return (
         f"# {corpus.origin}: {tokens} {corpus.unit} (train, valid, test), {len(corpus.vocabulary):,} words\n"
-        f"# rnn-toolchain {__version__}, torch {torch.__version__}\n"
+        f"# rnn-toolchain {__version__}, torch {torch.__version__}, {processor}\n"
         + ("\n" if source is None else f"# started from {source}\n\n")
     )
 
