@@ -9,14 +9,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from itertools import groupby
 
-from .svg import bottom_axis, drawing, element, hover, label, left_axis, scale_for, series_class
+from .svg import WIDTH, bottom_axis, drawing, element, hover, label, left_axis, scale_for, series_class
 from .table import milliseconds
 from .timing import Shape
 
 SHAPE = Shape(steps=35, batch=1)
 LEFT, RIGHT, TOP, BOTTOM = 44.0, 400.0, 26.0, 250.0
 CLAIM = 20  # times faster at inference without loss: Wen et al. 2019, arXiv 1906.06847, abstract
-LINE = 11.0  # height of a name
+LINE, LETTER = 11.0, 6.2  # height of a name, width of its letters
 STYLE = (
     "svg{background:#fff;font:11px system-ui,sans-serif}.grid{stroke:#e3e6ea}.tick,.axis{fill:#55606b}"
     ".reference{stroke:#8a939c;stroke-dasharray:4 3}.label{fill:#20262c}.hollow{fill:#fff}.joint{stroke-opacity:.5}"
@@ -66,8 +66,10 @@ def front_picture(rows: Sequence[Row]) -> str:
             text = hover(f"{run}, {weights}: perplexity {perplexity:.2f}, {milliseconds(ms / 1e3)} ms")
             hollow = " hollow" if weights == "int8" else ""
             parts.append(element("circle", text, cx=cx, cy=cy, r=4, class_=f"{colour}{hollow}"))
-        names.append((*marks[0], run))
-    parts += [label(px + 7, py, run, class_="label") for px, py, run in apart(names)]
+        px, py = marks[0]
+        width = LETTER * len(run)
+        names.append((px + 7 if px + 7 + width < WIDTH else px - 7 - width, py, run))
+    parts += [label(px, py, run, class_="label") for px, py, run in apart(names)]
     for number, method in enumerate(methods):
         parts.append(element("circle", cx=LEFT + 4, cy=BOTTOM + 46 + 16 * number, r=4, class_=series_class(number)))
         parts.append(label(LEFT + 14, BOTTOM + 50 + 16 * number, method))
@@ -82,8 +84,8 @@ def apart(names: Sequence[tuple[float, float, str]]) -> list[tuple[float, float,
     """Return the places of names, each moved down until it touches none of those above it."""
     placed: list[tuple[float, float, str]] = []
     for x, y, name in sorted(names, key=lambda each: each[1]):
-        width = 6.2 * len(name)
-        near = [other for other in placed if other[0] < x + width and x < other[0] + 6.2 * len(other[2])]
+        near = [other for other in placed
+                if other[0] < x + LETTER * len(name) and x < other[0] + LETTER * len(other[2])]  # fmt: skip
         below = max((other[1] + LINE for other in near), default=0.0)
         placed.append((x, max(y + 4, below), name))
     return placed
