@@ -84,9 +84,33 @@ def test_a_share_that_was_asked_for_is_met_when_gates_are_frozen_and_is_what_shr
     assert after / before == pytest.approx(result.share)
 
 
+def test_group_lasso_silences_neurons_for_good_and_shrink_removes_them(tmp_path):
+    changes = {"run__method": "iss", "iss__weight": 20.0, "optim__epochs": 6, "gates__keep": None}
+    run, report = begin(tmp_path, **changes), Silent()
+    assert train(run, report=report)
+    left = {name: int(alive.sum()) for name, alive in run.method.alive.items()}
+    assert 0 < sum(left.values()) < 0.8 * sum(len(alive) for alive in run.method.alive.values())
+    assert all(left.values())
+    phases = [row["phase"] for row in report.epochs]
+    assert phases[-1] == "narrow"
+    assert "lasso" in phases
+    result = finish(run, corpus(tmp_path), threads=1)
+    assert (result.onnx_exact_match, result.onnx_f1) == (result.exact_match, result.f1)
+    nodes = toolchain.shrink(result.model).nodes
+    sizes = [left[f"{name}.hidden"] for name in ("encoder.ahead", "encoder.back")]
+    assert [node.hidden_after for node in nodes[:2]] == sizes == [node.hidden_after for node in nodes[2:4]]
+    assert [node.hidden_after for node in nodes[4:]] == list(left.values())[2:]
+    once = [*nodes[:2], *nodes[4:]]  # the encoder reads questions as well, which is not counted
+    before = sum(node.hidden_before * (node.input_before + node.hidden_before) for node in once)
+    after = sum(node.hidden_after * (node.input_after + node.hidden_after) for node in once)
+    assert after / before == pytest.approx(result.share)
+    assert run.metrics[-1]["multiply_adds_share"] == result.share
+
+
 @pytest.mark.parametrize(
     "changes",
     [
+        {"run__method": "iss", "iss__weight": 20.0, "gates__keep": None},
         {"run__method": "dense"},
         {"run__method": "neuron-selection"},
         {"run__method": "neuron-selection", "averaging__kind": "ema", "averaging__decay": 0.9},
@@ -168,6 +192,11 @@ def test_recent_questions_are_read_up_to_the_calibration_words(tmp_path):
 def test_what_a_reader_cannot_use_is_refused(tmp_path, changes, error, message):
     with pytest.raises(error, match=message):
         begin(tmp_path, **changes)
+
+
+def test_inputs_alone_are_no_choice_for_group_lasso(tmp_path):
+    with pytest.raises(TrainingError, match=r"gates.sites: input: what writes the inputs of Reader is unknown; exp"):
+        begin(tmp_path, run__method="iss", gates__sites="input", gates__keep=None)
 
 
 def test_a_batch_that_processes_cannot_share_is_refused(tmp_path):

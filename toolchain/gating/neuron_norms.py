@@ -29,15 +29,14 @@ from toolchain.gating.selection import CompactionPlan, IndexArray, multiply_adds
 
 
 def component_axes(model: nn.Module, neurons: NeuronSet) -> tuple[NeuronAxis, ...]:
-    """Return the axes of the matrices that make up the components of a set, each matrix and axis once."""
+    """Return the axes of the matrices that make up the components of a set, each place once."""
     parameters, writers = all_parameters(model), writer_tensors(model, neurons)
     read = {(id(parameters[reader.parameter]), reader.axis) for reader in neurons.readers}
-    axes: dict[tuple[int, int], NeuronAxis] = {}
+    axes: dict[tuple[int, int, int], NeuronAxis] = {}
     for axis in neurons.axes:
         tensor = parameters[axis.parameter]
-        place = (id(tensor), axis.axis)
-        if tensor.dim() > 1 and (place in read or id(tensor) not in writers):
-            axes.setdefault(place, axis)
+        if tensor.dim() > 1 and ((id(tensor), axis.axis) in read or id(tensor) not in writers):
+            axes.setdefault((id(tensor), axis.axis, axis.first), axis)
     return tuple(axes.values())
 
 
@@ -46,7 +45,7 @@ def neuron_norms(model: nn.Module, neurons: NeuronSet) -> Tensor:
     """Return the L2 norm of each neuron's component, shape `[size]`; exactly 0 if all of it is."""
     parameters = all_parameters(model)
     squares = [
-        _blocks(parameters[axis.parameter], axis).square().flatten(2).sum((0, 2))
+        neurons_of(parameters[axis.parameter], axis, neurons.size).square().flatten(2).sum((0, 2))
         for axis in component_axes(model, neurons)
     ]
     return torch.stack(squares).sum(0).sqrt()
@@ -77,7 +76,7 @@ def shrink_components(model: nn.Module, sets: Iterable[NeuronSet], *, step: floa
     for neurons, factor in zip(sets, factors, strict=True):
         for axis in component_axes(model, neurons):
             parameter = parameters[axis.parameter]
-            weights = _blocks(parameter, axis)
+            weights = neurons_of(parameter, axis, neurons.size)
             weights.mul_(factor.to(weights.dtype).view(-1, *[1] * (weights.dim() - 2)))
             touched[id(parameter)] = parameter
     for parameter in touched.values():
@@ -110,10 +109,10 @@ def plan_by_norm(
     return plan_from_kept(model, kept)
 
 
-def _blocks(parameter: Tensor, axis: NeuronAxis) -> Tensor:
-    """Return a view of a matrix with the neurons as its second axis, shape `[blocks, size, the other axes]`."""
-    neurons_first = parameter.movedim(axis.axis, 0)
-    return neurons_first.view(axis.blocks, -1, *neurons_first.shape[1:])
+def neurons_of(parameter: Tensor, axis: NeuronAxis, size: int) -> Tensor:
+    """Return a view of a parameter with a set's neurons as its second axis, shape `[blocks, size, the other axes]`."""
+    neurons_first = parameter.movedim(axis.axis, 0).narrow(0, axis.first, axis.blocks * size)
+    return neurons_first.view(axis.blocks, size, *neurons_first.shape[1:])
 
 
 def _largest(norms: Tensor, count: int) -> IndexArray:

@@ -73,11 +73,12 @@ class FedModel(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NeuronAxis:
-    """One axis of one parameter, indexed by a set's neurons: `blocks` stacked runs of `size` indices."""
+    """One axis of one parameter that a set's neurons index: from `first` on, `blocks` stacked runs of `size`."""
 
     parameter: str
     axis: int
     blocks: int = 1
+    first: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

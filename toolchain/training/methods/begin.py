@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from torch import nn
 
+from toolchain.gating.neuron_sets import FedModel, LinkedModel
 from toolchain.training.methods.group_lasso import begin_group_lasso
+from toolchain.training.methods.group_lasso_in_place import begin_group_lasso_in_place
 from toolchain.training.methods.l1 import L1
 from toolchain.training.methods.magnitude import begin_magnitude
 from toolchain.training.methods.neuron_selection import begin_neuron_selection
@@ -21,6 +23,8 @@ def begin_method(model: nn.Module, recipe: Recipe) -> tuple[nn.Module, PruningMe
     match recipe.run.method:
         case "neuron-selection":
             return begin_neuron_selection(model, recipe.gates)
+        case "iss" if isinstance(model, FedModel) and not isinstance(model, LinkedModel):
+            return begin_group_lasso_in_place(model, recipe.iss, sites=recipe.gates.sites)
         case "iss":
             return begin_group_lasso(model, recipe.iss, sites=recipe.gates.sites)
         case "magnitude":
