@@ -1,7 +1,8 @@
 """Inputs out of a file instead of random ones: an `.npz` with one array per model input, by the input's name.
 
-The arrays decide how many steps and sequences are measured. Inputs that the file does not hold, such as an initial
-state, are made as always.
+The arrays decide how many steps and sequences are measured. A model may read sequences of several lengths, such as a
+paragraph and a question, if it declares a name for each; the longest one counts as the steps. Inputs that the file does
+not hold, such as an initial state, are made as always.
 """
 
 from __future__ import annotations
@@ -35,15 +36,19 @@ def read_lengths(path: Path, models: Sequence[ModelInterface]) -> tuple[int, int
                 f"{path}: array {name!r} is no input of {models[0].name}; expected one of: {', '.join(sorted(known))}. "
                 "Rename it in the file."
             )
-    lengths: dict[str, dict[int, str]] = {TIME: {}, BATCH: {}}
+    lengths: dict[str, dict[str, dict[int, str]]] = {TIME: {}, BATCH: {}}  # by label, declared name, length
     for model in models:
         for model_input in model.inputs:
             if model_input.name in arrays:
                 _check(path, model_input, arrays[model_input.name])
-                for label, length in zip(model_input.labels, arrays[model_input.name].shape, strict=True):
+                axes = zip(model_input.labels, model_input.shape, arrays[model_input.name].shape, strict=True)
+                for label, declared, length in axes:
                     if label in (TIME, BATCH):
-                        lengths[str(label)].setdefault(length, model_input.name)
-    return _one(path, "steps", lengths[TIME], models, TIME), _one(path, "sequences", lengths[BATCH], models, BATCH)
+                        name = declared if isinstance(declared, str) else ""
+                        lengths[str(label)].setdefault(name, {}).setdefault(length, model_input.name)
+    steps = [_one(path, "steps", found) for found in lengths[TIME].values()] or [models[0].fixed(TIME) or 1]
+    batches = [_one(path, "sequences", found) for found in lengths[BATCH].values()] or [models[0].fixed(BATCH) or 1]
+    return max(steps), max(batches)
 
 
 def _read(path: Path) -> dict[str, Array]:
@@ -79,11 +84,11 @@ def _check(path: Path, model_input: ModelInput, array: Array) -> None:
         )
 
 
-def _one(path: Path, what: str, lengths: dict[int, str], models: Sequence[ModelInterface], label: str) -> int:
-    """Return the only length that the arrays have; without one, what the models fix, or 1."""
+def _one(path: Path, what: str, lengths: dict[int, str]) -> int:
+    """Return the only length that the axes of one name have."""
     if len(lengths) > 1:
         listed = ", ".join(f"{name} {length}" for length, name in lengths.items())
         raise BenchError(
             f"{path}: its arrays have different numbers of {what} ({listed}); expected equal ones. Cut them."
         )
-    return next(iter(lengths), models[0].fixed(label) or 1)
+    return next(iter(lengths))

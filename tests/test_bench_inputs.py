@@ -10,6 +10,8 @@ import numpy as np
 import onnx
 import pytest
 from click.testing import CliRunner
+from graphs import recurrent_weights, save, value
+from onnx import helper
 from toolchain.bench import runner
 from toolchain.bench.compare import plan_comparison
 from toolchain.bench.measure import job_of
@@ -69,6 +71,30 @@ def test_inputs_that_do_not_fit_are_refused_by_name(folder, arrays, text):
     with pytest.raises(BenchError) as caught:
         read_lengths(folder / "x.npz", [read_interface(folder.joinpath("m.onnx"))])
     assert text in str(caught.value).replace(str(folder) + "/", "")
+
+
+def two_sequences(path, second):
+    """Write a model that reads `a [T, B, 5]` and `b [second, B, 5]` and returns the sum of their last states."""
+    weights = recurrent_weights("LSTM", input_size=5, hidden_size=3, directions=1)
+    nodes = [helper.make_node("LSTM", [name, "W", "R", "B"], ["", f"h_{name}"], hidden_size=3) for name in "ab"]
+    nodes.append(helper.make_node("Add", ["h_a", "h_b"], ["h"]))
+    inputs = [value("a", ["T", "B", 5]), value("b", [second, "B", 5])]
+    return save(path, nodes, inputs, [value("h", [1, "B", 3])], weights)
+
+
+def test_sequences_that_the_model_tells_apart_may_differ_in_length_and_the_longest_counts(folder):
+    two_sequences(folder / "m.onnx", "J")
+    np.savez(folder / "x.npz", a=np.zeros((4, 2, 5), np.float32), b=np.zeros((9, 2, 5), np.float32))
+    result = bench("m.onnx", "--inputs", "x.npz", "--json", "r.json")
+    assert result.exit_code == 0, result.output
+    assert [(row["steps"], row["batch"]) for row in rows()] == [(9, 2)]
+
+
+def test_lengths_that_contradict_each_other_are_refused(folder):
+    path = two_sequences(folder / "m.onnx", "T")
+    np.savez(folder / "x.npz", a=np.zeros((4, 2, 5), np.float32), b=np.zeros((9, 2, 5), np.float32))
+    with pytest.raises(BenchError, match=r"different numbers of steps \(a 4, b 9\); expected equal ones. Cut them."):
+        read_lengths(folder / "x.npz", [read_interface(path)])
 
 
 @pytest.mark.parametrize("content", [None, b"text"])
