@@ -17,7 +17,7 @@ import re
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,13 +30,13 @@ from .plan import Effort
 from .random_lm import write_language_model
 from .record import record_row
 from .result_file import ORIGIN, RESULTS, Row, origin, read_rows, record_rows, sha256_of
+from .shrunk_files import SIZES, shrunk_files
 from .timing import Shape, time_models
 
 SHAPES = (Shape(steps=30, batch=10), Shape(steps=35, batch=1), Shape(steps=1, batch=1))
 KEY = ("recipe", "run", "weights")
 PERPLEXITIES = ("valid_perplexity", "test_perplexity")
 PUBLISHED = re.compile(r"([^=]+)=(\d+(?:,\d+)+)@(\d+(?:\.\d+)?)")
-SIZES = ("input_sizes", "hidden_sizes", "parameters", "multiply_adds", "bytes")
 TRAINING = ("corpus", "epochs", "keep", "dropout", "precision", "training_s", "training_threads", "trained_with")
 FIELDS = ("recipe", "run", "method", "weights", "seed", *PERPLEXITIES, "published_perplexity", *SIZES,
           *(column for shape in SHAPES for column in shape.columns), "baseline",
@@ -130,31 +130,13 @@ def read_texts(members: Sequence[Member], folder: Path | None) -> Texts:
     return Texts(origin=corpus.origin, valid=corpus.valid, test=corpus.test)
 
 
-def make_files(member: Member, folder: Path, *, int8: bool) -> Iterator[tuple[Path, Row]]:
-    """Yield the shrunk model and its 8-bit copy, each with its sizes; a file without one is named on stderr."""
-    from toolchain.quantisation import quantise
-    from toolchain.shrinking import shrink
-
-    file, source = folder / f"{member.name}.onnx", member.model
-    if source is None:
-        source = folder / f"{member.name}.random.onnx"
-        write_language_model(source, embedding=member.sizes[0], hidden=member.sizes[1:])
-    result = shrink(source, file)
-    if result.status == "nothing_to_remove":
-        shutil.copyfile(source, file)
-    sizes = {
-        "input_sizes": "+".join(str(node.input_after) for node in result.nodes),
-        "hidden_sizes": "+".join(str(node.hidden_after) for node in result.nodes),
-        "parameters": result.after.parameters,
-        "multiply_adds": result.after.multiply_adds,
-    }
-    yield file, {"weights": "fp32", **sizes, "bytes": file.stat().st_size}
-    if int8:
-        target = folder / f"{member.name}.int8.onnx"
-        if quantise(file, target, threads=1).output is None:
-            click.echo(f"{member.name}: nothing in it can be quantized, so it has no int8 row.", err=True)
-            return
-        yield target, {"weights": "int8", **sizes, "bytes": target.stat().st_size}
+def source_of(member: Member, folder: Path) -> Path:
+    """Return a member's file; that of a published network is written into `folder`, with random weights."""
+    if member.model is not None:
+        return member.model
+    path = folder / f"{member.name}.random.onnx"
+    write_language_model(path, embedding=member.sizes[0], hidden=member.sizes[1:])
+    return path
 
 
 def perplexities(file: Path, texts: Texts, recorded: Sequence[Row]) -> Row:
@@ -193,7 +175,8 @@ def main(
         rows: dict[str, Row] = {}
         files: dict[str, Path] = {}
         for member in chosen:
-            for file, sizes in make_files(member, Path(folder), int8=int8):
+            source = source_of(member, Path(folder))
+            for file, sizes in shrunk_files(member.name, source, Path(folder), int8=int8):
                 name = file.name.removesuffix(".onnx")
                 quality = {"sha256": sha256_of(file)} if member.model is None else perplexities(file, texts, recorded)
                 rows[name] = {"recipe": recipe, "run": member.name, "corpus": texts.origin, **member.facts, **sizes,

@@ -15,8 +15,9 @@ from statistics import mean
 from .front_chart import front_picture
 from .paper_table import SHAPES as PAPER_SHAPES
 from .result_file import read_rows
+from .squad_table import QUANTILES
 from .table import count, milliseconds, significant, times
-from .timing import Shape
+from .timing import COLUMNS, Shape
 from .vowels import SHAPES as VOWELS_SHAPES
 
 Row = Mapping[str, str]
@@ -56,6 +57,16 @@ def front_svg(results: Path) -> str | None:
     """Return the picture of `front`; None where nothing is on record."""
     rows = read_rows(results / "front.csv")
     return front_picture(rows) if rows else None
+
+
+def readers(results: Path) -> str:
+    """Return the readers of paragraphs."""
+    rows = read_rows(results / "squad.csv")
+    if not rows:
+        return _not_recorded("squad_table")
+    first = rows[0]
+    words = "".join(f", {name}: {first[f'{name}_words']} words" for name in QUANTILES if first[f"{name}_words"])
+    return f"{first['test_questions']} questions{words}.\n\n{markdown_table(_READER, rows)}\n\n{_provenance(rows)}"
 
 
 def demo(results: Path) -> str:
@@ -144,8 +155,8 @@ def _shape(shape: Shape) -> str:
     return f"T={shape.steps}, B={shape.batch}"
 
 
-def _interval(row: Row, shape: Shape) -> str:
-    _, ratio, low, high = (row[column] for column in shape.columns)
+def _interval(row: Row, columns: Sequence[str]) -> str:
+    _, ratio, low, high = (row[column] for column in columns)
     if not ratio:
         return ""
     return times(float(ratio)) if row["run"] == row["baseline"] and row["weights"] == "fp32" else (
@@ -188,7 +199,23 @@ _LANGUAGE_MODEL: tuple[Column, ...] = (
     ("MB", lambda row: _number(row, "bytes", _megabytes)),
     *((title, text) for shape in PAPER_SHAPES for title, text in (
         (f"ms {_shape(shape)}", lambda row, shape=shape: _number(row, shape.columns[0], _milliseconds)),
-        (f"speedup {_shape(shape)}", lambda row, shape=shape: _interval(row, shape)))),
+        (f"speedup {_shape(shape)}", lambda row, shape=shape: _interval(row, shape.columns)))),
+    ("training s", lambda row: _number(row, "training_s", "{:.0f}".format)),
+)  # fmt: skip
+
+_READER: tuple[Column, ...] = (
+    ("run", lambda row: f"`{row['run']}`"),
+    ("method", lambda row: row["method"]),
+    ("weights", lambda row: row["weights"]),
+    *((title, lambda row, name=name: _number(row, name, "{:.2f}".format))
+      for title, name in (("exact match", "exact_match"), ("F1", "f1"))),
+    ("units", lambda row: row["hidden_sizes"]),
+    ("recurrent multiply-adds", lambda row: _number(row, "recurrent_share", _percent)),
+    ("parameters", lambda row: _number(row, "parameters", "{:,.0f}".format)),
+    ("MB", lambda row: _number(row, "bytes", _megabytes)),
+    *((title, text) for name in QUANTILES for title, text in (
+        (f"ms {name}", lambda row, name=name: _number(row, f"{name}_p50_ms", _milliseconds)),
+        (f"speedup {name}", lambda row, name=name: _interval(row, [f"{name}_{column}" for column in COLUMNS])))),
     ("training s", lambda row: _number(row, "training_s", "{:.0f}".format)),
 )  # fmt: skip
 
@@ -203,6 +230,7 @@ PLACES: dict[str, Callable[[Path], str]] = {
     "demo": demo,
     "front": front,
     "ptb": language_models,
+    "squad": readers,
     "vowels": vowels,
     "oneshot_language": partial(one_shot, "oneshot_language.csv", (
         "test perplexity", lambda row: _number(row, "test_perplexity", "{:.2f}".format))),

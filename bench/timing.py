@@ -9,8 +9,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from toolchain.interface import ModelInterface
+
 from .measure import Progress, measure
 from .plan import BenchPlan, Effort, plan_bench, read_interfaces
+from .real_inputs import read_lengths
 from .report import Row, build_rows
 
 COLUMNS = ("p50_ms", "speedup", "speedup_low", "speedup_high")
@@ -41,9 +44,7 @@ def plan_timing(models: Mapping[str, Path], shapes: Sequence[Shape], effort: Eff
         ModelFileError: a file is missing or is not an ONNX model.
         BenchError: the models fix different numbers of steps or sequences.
     """
-    read = [
-        replace(model, name=name) for name, model in zip(models, read_interfaces(list(models.values())), strict=True)
-    ]
+    read = _named_interfaces(models)
     plans = [plan_bench(read, device="cpu", steps=[shape.steps], batches=[shape.batch], threads=[1], effort=effort)
              for shape in shapes]  # fmt: skip
     return replace(plans[0], cases=tuple(case for plan in plans for case in plan.cases))
@@ -64,6 +65,35 @@ def time_models(
     found: dict[str, Row] = {name: {} for name in models}
     for row in build_rows(measure(plan_timing(models, shapes, effort), progress)):
         columns = Shape(steps=row["steps"], batch=row["batch"]).columns
-        values = (row["p50_s"] * 1e3, row["speedup"], row["speedup_low"], row["speedup_high"])
-        found[row["model"]].update(zip(columns, values, strict=True))
+        found[row["model"]].update(zip(columns, _times(row), strict=True))
     return found
+
+
+def time_on_inputs(
+    models: Mapping[str, Path],
+    inputs: Path,
+    effort: Effort,
+    progress: Progress = lambda done, total, what: None,
+) -> dict[str, Row]:
+    """Measure on an `.npz` of real inputs, in one thread; return `COLUMNS` of each model by its name.
+
+    Raises:
+        ModelFileError: a file cannot be read, or ONNX Runtime does not load it.
+        BenchError: the inputs do not fit, a model fails on them, or a worker dies.
+    """
+    read = _named_interfaces(models)
+    steps, batch = read_lengths(inputs, read)
+    plan = plan_bench(read, device="cpu", steps=[steps], batches=[batch], threads=[1], effort=effort)
+    rows = build_rows(measure(replace(plan, inputs=inputs), progress))
+    return {row["model"]: dict(zip(COLUMNS, _times(row), strict=True)) for row in rows}
+
+
+def _named_interfaces(models: Mapping[str, Path]) -> list[ModelInterface]:
+    """Return what each model takes, under the name that it has in the result."""
+    read = read_interfaces(list(models.values()))
+    return [replace(model, name=name) for name, model in zip(models, read, strict=True)]
+
+
+def _times(row: Row) -> tuple[float | None, ...]:
+    """Return what `COLUMNS` name."""
+    return (row["p50_s"] * 1e3, row["speedup"], row["speedup_low"], row["speedup_high"])

@@ -42,7 +42,7 @@ class ShrinkResult:
         undeclared_units: hidden units that would go if they were declared.
         not_simplified: why onnxsim could not run; None when it did.
         unrolled: recurrences that no recurrent operator computes, none of whose units can be cut.
-    pruned: what living neurons were given up, None where none were to be.
+        pruned: what living neurons were given up, None where none were to be.
         explanations: one for each of `nodes`, where they were asked for.
     """
 

@@ -1,0 +1,112 @@
+"""Put readers side by side: exact match, F1, sizes and latency on real paragraphs, as CSV.
+
+python -m toolchain.bench.squad_table --data FOLDER runs/dense runs/gated runs/iss
+python -m toolchain.bench.squad_table --data FOLDER --untimed ...     quality and sizes alone, while others compute
+
+A member is the folder of a finished run of the recipe `squad`; the first one is the dense reader that speedups are
+over. Each is shrunk, which proves it equal to what was trained, and quantized; scores are those of the resulting file
+in ONNX Runtime over all test questions. It is timed on one question at a time: one whose paragraph is of median length,
+and one longer than nine in ten. All times are from interleaved runs in one thread.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from collections.abc import Mapping
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+
+from toolchain.errors import ToolchainError
+
+from .plan import Effort
+from .record import record_row
+from .result_file import ORIGIN, RESULTS, Row, origin, read_rows, record_rows, sha256_of
+from .shrunk_files import SIZES, shrunk_files
+from .timing import COLUMNS, time_on_inputs
+
+QUANTILES = {"median": 0.5, "long": 0.9}  # of the lengths of test paragraphs
+KEY = ("run", "weights")
+SCORES = ("exact_match", "f1")
+TIMES = tuple(f"{name}_{column}" for name in QUANTILES for column in ("words", *COLUMNS))
+TRAINING = ("corpus", "epochs", "keep", "dropout", "precision", "training_s", "training_threads", "trained_with")
+FIELDS = ("run", "method", "weights", "seed", "test_questions", *SCORES, *SIZES, *TIMES, "baseline", *TRAINING,
+          *ORIGIN, "sha256")  # fmt: skip
+
+
+def write_questions(corpus: Any, folder: Path) -> dict[str, tuple[Path, int]]:
+    """Write one test question for each of `QUANTILES`; return the files and how many words their paragraphs have."""
+    by_length = sorted(corpus.test, key=lambda question: len(question.paragraph.forms))
+    files = {}
+    for name, quantile in QUANTILES.items():
+        question = by_length[round(quantile * (len(by_length) - 1))]
+        np.savez(folder / f"{name}.npz", **corpus.feeds([question]))
+        files[name] = folder / f"{name}.npz", len(question.paragraph.forms)
+    return files
+
+
+def time_readers(files: Mapping[str, Path], corpus: Any, folder: Path, effort: Effort) -> dict[str, Row]:
+    """Return the columns `TIMES` of each model by its name; the first is what speedups are over."""
+    rows: dict[str, Row] = {name: {} for name in files}
+    for name, (inputs, words) in write_questions(corpus, folder).items():
+        for model, times in time_on_inputs(files, inputs, effort).items():
+            rows[model] |= {f"{name}_words": words, **{f"{name}_{column}": value for column, value in times.items()}}
+    return rows
+
+
+@click.command()
+@click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path, exists=True, file_okay=False))
+@click.option("--data", required=True, type=click.Path(path_type=Path), help="Where the questions lie.")
+@click.option("-o", "--output", default=RESULTS / "squad.csv", show_default=True, type=click.Path(path_type=Path))
+@click.option("--int8/--no-int8", default=True, show_default=True, help="Also the 8-bit copy of each.")
+@click.option("--untimed", is_flag=True, help="Leave the columns of times empty.")
+@click.option("--seconds", default=3.0, show_default=True, type=click.FloatRange(min=0.1), help="A model and question.")
+@click.option("--processes", default=8, show_default=True, type=click.IntRange(min=1))
+def main(
+    runs: tuple[Path, ...], data: Path, output: Path, int8: bool, untimed: bool, seconds: float, processes: int,
+) -> None:  # fmt: skip
+    """Record RUNS, the dense one first."""
+    from toolchain.training.recipe import load_recipe
+
+    section = load_recipe(runs[0] / "recipe.toml").data
+    corpus = import_module("toolchain.models.squad").load_squad(folder=data, vocabulary_size=section.vocabulary_size)
+    recorded = read_rows(output)
+    here = origin("toolchain.bench.squad_table", sys.argv[1:], folders={str(data): "FOLDER"})
+    with tempfile.TemporaryDirectory(prefix="toolchain-") as folder:
+        rows: dict[str, Row] = {}
+        files: dict[str, Path] = {}
+        for run in runs:
+            facts = record_row(run) | {"test_questions": len(corpus.test)}
+            facts["trained_with"] = facts["versions"]
+            facts = {name: facts[name] for name in ("run", "method", "seed", "test_questions", *TRAINING)}
+            for file, sizes in shrunk_files(run.name, run / "model.onnx", Path(folder), int8=int8):
+                name = file.stem
+                rows[name] = {**facts, **sizes, **_scores(file, corpus, recorded), **here}
+                files[name] = file
+                click.echo(f"{name}: exact match {rows[name]['exact_match']}, F1 {rows[name]['f1']}", err=True)
+        if not untimed:
+            effort = Effort(processes=processes, seconds=seconds)
+            for name, times in time_readers(files, corpus, Path(folder), effort).items():
+                rows[name] |= {**times, "baseline": runs[0].name}
+    record_rows(output, FIELDS, KEY, list(rows.values()))
+
+
+def _scores(file: Path, corpus: Any, recorded: list[dict[str, str]]) -> Row:
+    """Return exact match and F1 over the test questions, or those on record for the very same file and questions."""
+    digest = sha256_of(file)
+    for row in recorded:
+        if row["sha256"] == digest and row["corpus"].startswith(corpus.origin) and row["f1"]:
+            return {"sha256": digest, **{name: row[name] for name in SCORES}}
+    found = import_module("toolchain.models.squad_evaluation").onnx_scores(file, corpus, corpus.test, threads=1)
+    return {"sha256": digest, "exact_match": found.exact_match, "f1": found.f1}
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except ToolchainError as error:
+        sys.exit(str(error))

@@ -1,0 +1,95 @@
+"""Readers side by side: every column is measured from the files, on real paragraphs."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny_squad
+from click.testing import CliRunner
+from toolchain.bench import squad_table
+from toolchain.bench.squad_table import FIELDS, QUANTILES, write_questions
+from toolchain.models.squad import load_squad
+from toolchain.models.squad_evaluation import onnx_scores
+
+import toolchain
+from toolchain.cli import cli
+from toolchain.errors import BenchError
+
+pytestmark = pytest.mark.usefixtures("_inside")
+METHODS = {"dense": [], "gated": ["--keep", "0.5"], "lasso": ["--set", "iss.weight=20.0"]}
+NAMES = {"dense": "dense", "gated": "neuron-selection", "lasso": "iss"}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a finished run of each method."""
+    folder = tmp_path_factory.mktemp("readers")
+    tiny_squad.write(folder / "squad", dev=16)
+    (folder / "tiny.toml").write_text(tiny_squad.RECIPE)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        for name, options in METHODS.items():
+            command = ["train", "tiny.toml", "--data", "squad", "--name", name, "--method", NAMES[name], *options]
+            done = CliRunner().invoke(cli, command, catch_exceptions=False)
+            assert done.exit_code == 0, done.output
+    return folder
+
+
+@pytest.fixture
+def _inside(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    (folder / "results").mkdir(exist_ok=True)
+
+
+def record(*arguments: str) -> list[dict[str, str]]:
+    command = ["--data", "squad", "-o", "results/squad.csv", *arguments]
+    done = CliRunner().invoke(squad_table.main, command, catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    with open("results/squad.csv") as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_row_holds_every_column_and_the_scores_are_those_of_the_file() -> None:
+    rows = record("runs/dense", "runs/gated", "runs/lasso", "--seconds", "0.1", "--processes", "2")
+    found = {(row["run"], row["weights"]): row for row in rows}
+    assert {run for run, _ in found} == set(METHODS)
+    for row in rows:
+        assert tuple(row) == FIELDS
+        assert not [name for name in FIELDS if not row[name] and name != "keep"]
+    dense, gated = found["dense", "fp32"], found["gated", "fp32"]
+    assert [found[run, "fp32"]["method"] for run in METHODS] == [*NAMES.values()]
+    assert (dense["recurrent_share"], dense["median_speedup"], dense["long_speedup"]) == ("1", "1", "1")
+    assert float(gated["recurrent_share"]) < 0.8
+    kept = toolchain.shrink("runs/gated/model.onnx", "kept.onnx").output
+    assert hashlib.sha256(kept.read_bytes()).hexdigest() == gated["sha256"]
+    corpus = load_squad(folder=Path("squad"))
+    scores = onnx_scores(kept, corpus, corpus.test)
+    assert (float(gated["exact_match"]), float(gated["f1"])) == pytest.approx((scores.exact_match, scores.f1), rel=1e-4)
+    assert int(dense["test_questions"]) == len(corpus.test)
+
+
+def test_readers_are_timed_on_paragraphs_of_median_length_and_on_long_ones(tmp_path: Path) -> None:
+    corpus = load_squad(folder=Path("squad"))
+    lengths = sorted(len(question.paragraph.forms) for question in corpus.test)
+    for name, (path, words) in write_questions(corpus, tmp_path).items():
+        assert words == lengths[round(QUANTILES[name] * (len(lengths) - 1))]
+        assert np.load(path)["paragraph"].shape == (words, 1)
+
+
+def test_scores_on_record_are_not_computed_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("results/squad.csv").unlink(missing_ok=True)
+    (first,) = record("runs/dense", "--untimed", "--no-int8")
+    monkeypatch.setattr("toolchain.models.squad_evaluation.onnx_scores", None)
+    assert record("runs/dense", "--untimed", "--no-int8") == [first]
+    assert first["median_p50_ms"] == ""
+
+
+def test_a_run_that_did_not_finish_is_refused() -> None:
+    Path("unfinished").mkdir(exist_ok=True)
+    Path("unfinished/recipe.toml").write_text(Path("runs/dense/recipe.toml").read_text())
+    with pytest.raises(BenchError, match=r"unfinished: holds no finished run .*Finish it with `toolchain train --resu"):
+        record("unfinished", "--untimed")
