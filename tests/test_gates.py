@@ -8,44 +8,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
 import pytest
 import torch
+from gated_modules import ATOL, CELLS, B, Chained, H, N, T, assert_close, call, fixed_gate, make, randomise_gates
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from toolchain.errors import TrainingError
-from toolchain.gates import NeuronLink, expected_l0, fold, freeze_gates, gate, kept_neurons, total_l0
+from toolchain.gates import NeuronLink, freeze_gates, gate, total_l0
 from toolchain.gating.hard_concrete import HardConcrete, log_alpha_of
-
-N, H, T, B = 5, 7, 6, 3  # input size, hidden size, steps, sequences
-ATOL = 2e-6  # 10x the worst float32 difference from the float64 loop seen over the matrix below
-CELLS = {
-    "LSTM": nn.LSTM,
-    "GRU": nn.GRU,
-    "RNN tanh": nn.RNN,
-    "RNN relu": lambda *a, **k: nn.RNN(*a, nonlinearity="relu", **k),
-}
 
 
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
-
-
-def randomise_gates(model: nn.Module) -> nn.Module:
-    """Give every kind of gate to every set: closed, open, in between, and one nearly closed."""
-    for module in model.modules():
-        if isinstance(module, HardConcrete):
-            module.log_alpha.data.normal_(0, 3)
-            module.log_alpha.data[:4] = torch.tensor([-9.0, 9.0, 0.3, -2.39])
-    return model
-
-
-def fixed_gate(module: HardConcrete) -> Tensor:
-    """The test-time gate of Louizos et al. 2018, equation 13, in float64."""
-    return (torch.sigmoid(module.log_alpha.double()) * 1.2 - 0.1).clamp(0, 1)
 
 
 def one_step(mode: str, gx: Tensor, gh: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
@@ -88,23 +65,6 @@ def gated_loop(module: Any, x: Tensor, state: tuple[Tensor, Tensor] | None = Non
             c_n.append(c)
         x = torch.cat(outputs, -1)
     return x, torch.stack(h_n), torch.stack(c_n)
-
-
-def call(module: nn.Module, x: Any, h: Tensor | None, c: Tensor | None) -> tuple[Any, Tensor, Tensor | None]:
-    """Call any recurrent module; `c` and the returned c_n are None unless it is an LSTM."""
-    if isinstance(module, nn.LSTM):
-        y, (h_n, c_n) = module(x, None if h is None else (h, c))
-        return y, h_n, c_n
-    y, h_n = module(x, h)
-    return y, h_n, None
-
-
-def assert_close(actual: Any, wanted: Any) -> None:
-    torch.testing.assert_close(actual.double(), wanted.double(), atol=ATOL, rtol=0)
-
-
-def make(cell: str, *, layers: int = 1, bidirectional: bool = False, **options: Any) -> Any:
-    return CELLS[cell](N, H, num_layers=layers, bidirectional=bidirectional, **options)
 
 
 MATRIX = list(product(CELLS, (1, 3), (False, True), (False, True)))
@@ -303,29 +263,6 @@ def test_autocast_runs_in_bfloat16_and_keeps_gates_in_float32() -> None:
     torch.testing.assert_close(rough.float(), module(x)[0], atol=0.02, rtol=0)
 
 
-class Chained(nn.Module):
-    """Two modules of which the first feeds the second, and says so."""
-
-    def __init__(self, *, tied: bool = False, bidirectional: bool = False) -> None:
-        super().__init__()
-        self.embedding = nn.Embedding(11, N)
-        first = nn.GRU(N, H, bidirectional=bidirectional)
-        self.rnn = nn.ModuleList([first, nn.LSTM(H * (1 + bidirectional), N)])
-        self.decoder = nn.Linear(N, 11)
-        if tied:
-            self.decoder.weight = self.embedding.weight
-
-    def neuron_links(self) -> tuple[NeuronLink, ...]:
-        return (
-            NeuronLink(module="rnn.0", writers=(("embedding.weight", 1),), readers=(("rnn.1.weight_ih_l0", 1),)),
-            NeuronLink(module="rnn.1", readers=(("decoder.weight", 1),)),
-        )
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        x = self.rnn[1](self.rnn[0](self.embedding(tokens))[0])[0]
-        return self.decoder(x)
-
-
 class TiedEncoder(nn.Module):
     """A bidirectional module whose output is scored against its own input embedding."""
 
@@ -337,134 +274,6 @@ class TiedEncoder(nn.Module):
     def neuron_links(self) -> tuple[NeuronLink, ...]:
         place = ("embedding.weight", 1)
         return (NeuronLink(module="rnn", writers=(place,), readers=(place,)),)
-
-
-def probability(module: HardConcrete) -> np.ndarray:
-    beta, gamma, zeta = 2 / 3, -0.1, 1.1
-    return 1 / (1 + np.exp(-(module.log_alpha.detach().double().numpy() - beta * np.log(-gamma / zeta))))
-
-
-def test_expected_l0_counts_weights_between_living_neurons() -> None:
-    model = randomise_gates(gate(nn.Sequential(nn.LSTM(N, H, 2, bidirectional=True))))
-    lstm = model[0]
-    x = probability(lstm.input_gate).sum()
-    hidden = [probability(g).sum() for g in lstm.hidden_gates]
-    wanted = sum(4 * h * (x + h) for h in hidden[:2]) + sum(4 * h * (hidden[0] + hidden[1] + h) for h in hidden[2:])
-    assert expected_l0(model).item() == pytest.approx(wanted, rel=1e-5)
-
-
-@pytest.mark.parametrize("bidirectional", [False, True])
-def test_expected_l0_of_a_fed_module_uses_the_gates_that_feed_it(bidirectional: bool) -> None:
-    model = randomise_gates(gate(Chained(bidirectional=bidirectional)))
-    assert model.rnn[1].input_gate is None
-    x, top = probability(model.rnn[0].input_gate).sum(), probability(model.rnn[1].hidden_gates[0]).sum()
-    below = [probability(g).sum() for g in model.rnn[0].hidden_gates]
-    wanted = sum(3 * h * (x + h) for h in below) + 4 * top * (sum(below) + top)
-    assert expected_l0(model).item() == pytest.approx(wanted, rel=1e-5)
-
-
-def test_expected_l0_has_a_gradient_in_every_gate_and_ends_at_the_total() -> None:
-    model = gate(Chained())
-    expected_l0(model).backward()
-    gates = [m for m in model.modules() if isinstance(m, HardConcrete)]
-    assert all((g.log_alpha.grad > 0).all() for g in gates)
-    for g in gates:
-        g.log_alpha.data.fill_(60.0)
-    assert expected_l0(model).item() == total_l0(model) == 3 * H * (N + H) + 4 * N * (H + N)
-
-
-def test_a_tied_embedding_shares_one_gate_between_inputs_and_outputs() -> None:
-    model = gate(Chained(tied=True))
-    assert model.rnn[0].input_gate is model.rnn[1].hidden_gates[0]
-    assert gate(Chained()).rnn[0].input_gate is not None
-
-
-def test_kept_neurons_are_those_whose_fixed_gate_is_above_zero() -> None:
-    model = randomise_gates(gate(Chained()))
-    first, second = kept_neurons(model)
-    for indices, gates in (
-        (first.input, model.rnn[0].input_gate),
-        (first.hidden[0], model.rnn[0].hidden_gates[0]),
-        (second.input, model.rnn[0].hidden_gates[0]),
-        (second.hidden[0], model.rnn[1].hidden_gates[0]),
-    ):
-        assert indices.tolist() == torch.nonzero(fixed_gate(gates) > 0).flatten().tolist()
-    assert (second.module, second.input_size, second.hidden_size) == ("rnn.1", H, N)
-    assert 0 not in first.input
-    assert 1 in first.input
-
-
-FOLD_MATRIX = list(product(CELLS, (1, 3), (False, True), (False, True), (False, True)))
-
-
-@pytest.mark.parametrize(("cell", "layers", "bidirectional", "batch_first", "given_state"), FOLD_MATRIX)
-def test_a_folded_module_equals_the_gated_one_in_evaluation_mode(
-    cell: str, layers: int, bidirectional: bool, batch_first: bool, given_state: bool
-) -> None:
-    gated = randomise_gates(gate(make(cell, layers=layers, bidirectional=bidirectional, batch_first=batch_first)))
-    folded = fold(gated.train()).eval()
-    gated.eval()
-    assert not any(isinstance(m, HardConcrete) for m in folded.modules())
-    x, cells = torch.randn(B, T, N), layers * (1 + bidirectional)
-    packed = pack_padded_sequence(x, torch.tensor([6, 3, 1]), batch_first=True)
-    h, c = (torch.randn(cells, B, H), torch.randn(cells, B, H)) if given_state else (None, None)
-    for value in (x if batch_first else x.transpose(0, 1), packed):
-        for _ in range(2):  # the second call starts from the state the first one returned
-            y, h_n, c_n = call(folded, value, h, c)
-            wanted = call(gated, value, h, c)
-            assert_close(y.data, wanted[0].data)
-            assert_close(h_n, wanted[1])
-            if c_n is not None:
-                assert_close(c_n, wanted[2])
-            h, c = h_n, c_n
-        h = c = None
-
-
-def test_folding_zeroes_every_column_and_scale_of_a_removed_neuron() -> None:
-    gated = randomise_gates(gate(nn.LSTM(N, H, 2)))
-    folded = fold(gated)
-    removed = [torch.nonzero(fixed_gate(g) == 0).flatten() for g in gated.hidden_gates]
-    assert all(len(r) for r in removed)
-    assert not folded.weight_ih_l0[:, fixed_gate(gated.input_gate) == 0].any()
-    assert not folded.weight_hh_l0[:, removed[0]].any()
-    assert not folded.weight_ih_l1[:, removed[0]].any()
-    assert not folded.weight_hh_l1[:, removed[1]].any()
-    assert not folded.output_scale[1, removed[1]].any()
-    assert gated.weight_hh_l0[:, removed[0]].all()
-
-
-def test_folding_open_gates_gives_the_plain_class_with_the_same_weights() -> None:
-    plain = nn.Sequential(nn.GRU(N, H))
-    folded = fold(gate(plain))
-    assert type(folded[0]) is nn.GRU
-    assert folded.state_dict().keys() == plain.state_dict().keys()
-    assert all(torch.equal(value, folded.state_dict()[name]) for name, value in plain.state_dict().items())
-
-
-def test_folding_modules_that_share_a_weight_scales_each_by_its_own_gates() -> None:
-    pair = nn.ModuleList([nn.RNN(N, H), nn.RNN(N, H)])
-    pair[1].weight_hh_l0 = pair[0].weight_hh_l0
-    gated = randomise_gates(gate(pair)).eval()
-    folded = fold(gated)
-    x = torch.randn(T, B, N)
-    for ours, theirs in zip(folded, gated, strict=True):
-        assert_close(ours(x)[0], theirs(x)[0])
-
-
-@pytest.mark.parametrize("cell", ["LSTM", "GRU", "RNN tanh"])
-@pytest.mark.parametrize("bidirectional", [False, True])
-def test_a_folded_module_exports_to_onnx_and_computes_the_same(cell: str, bidirectional: bool, tmp_path: Path) -> None:
-    folded = fold(randomise_gates(gate(make(cell, bidirectional=bidirectional)))).eval()
-    x, h, c = torch.randn(T, B, N), torch.randn(1 + bidirectional, B, H), torch.randn(1 + bidirectional, B, H)
-    state = (h, c) if cell == "LSTM" else h
-    path = tmp_path / "folded.onnx"
-    torch.onnx.export(folded, (x, state), str(path), dynamo=False, input_names=["x", "h", "c"][: 2 + (cell == "LSTM")])
-    session = onnxruntime.InferenceSession(str(path))
-    feed = {"x": x, "h": h} | ({"c": c} if cell == "LSTM" else {})
-    outputs = session.run(None, {name: value.numpy() for name, value in feed.items()})
-    y, h_n, _ = call(folded, x, h, c)
-    assert_close(torch.from_numpy(outputs[0]), y)
-    assert_close(torch.from_numpy(outputs[1]), h_n)
 
 
 @pytest.mark.parametrize(
@@ -486,13 +295,6 @@ def test_what_cannot_be_gated_is_named(model: nn.Module, message: str) -> None:
 def test_an_initial_keep_probability_out_of_range_is_refused() -> None:
     with pytest.raises(TrainingError, match=r"initial_keep: 1\.5; expected a probability"):
         gate(nn.LSTM(2, 2), initial_keep=1.5)
-
-
-def test_expected_l0_of_a_plain_model_or_a_part_is_refused() -> None:
-    with pytest.raises(TrainingError, match="no gated module inside"):
-        expected_l0(nn.LSTM(2, 2))
-    with pytest.raises(TrainingError, match="has no input gate and no neuron link feeds it"):
-        expected_l0(gate(Chained()).rnn)
 
 
 def test_a_state_of_the_wrong_size_is_refused_as_by_pytorch() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +21,7 @@ from graphs import (
     value,
 )
 from onnx import TensorProto, helper
+from shrinking_models import streaming_model
 
 import toolchain
 from toolchain.errors import LayoutError, ModelFileError, OutputError, ParityError
@@ -127,85 +127,6 @@ def test_a_hidden_sequence_that_is_a_graph_output_keeps_its_shape(tmp_path: Path
     result = toolchain.shrink(source)
     assert result.status == "nothing_to_remove"
     assert [(b.node, b.op_type) for b in result.nodes[0].blocked_by] == [("Y", "graph output")]
-
-
-def streaming_model(path: Path, *, directions: int = 1, declare: bool = True) -> Path:
-    """Write a layer with carried state whose units 1, 4, 5 (and 0, 2, 3 backwards) are dead."""
-    weights = recurrent_weights("LSTM", input_size=5, hidden_size=8, directions=directions)
-    head = np.random.default_rng(1).standard_normal((8 * directions, 3)).astype(np.float32)
-    for direction, dead in enumerate([(1, 4, 5), (0, 2, 3)][:directions]):
-        kill(weights["R"][direction], dead)
-        kill(head, [8 * direction + unit for unit in dead], axis=0)
-    nodes = [
-        helper.make_node("LSTM", ["X", "W", "R", "B", "", "h", "c"], ["Y", "h_out", "c_out"], hidden_size=8,
-                         direction="bidirectional" if directions == 2 else "forward"),
-        helper.make_node("Transpose", ["Y"], ["Yt"], perm=[0, 2, 1, 3]),
-        helper.make_node("Reshape", ["Yt", "side_by_side"], ["M"]),
-        helper.make_node("MatMul", ["M", "head"], ["Z"]),
-    ]  # fmt: skip
-    state = [directions, "B", 8]
-    save(path, nodes, [value("X", ["T", "B", 5]), value("h", state), value("c", state)],
-         [value("Z", ["T", "B", 3]), value("h_out", state), value("c_out", state)],
-         {**weights, "head": head, "side_by_side": np.array([0, 0, -1])})  # fmt: skip
-    if declare:
-        model = onnx.load(path)
-        helper.set_model_props(model, {"toolchain.carried_state": json.dumps([["h", "h_out"], ["c", "c_out"]])})
-        onnx.save(model, path)
-    return path
-
-
-def stream(path: Path, state: np.ndarray, calls: int = 4) -> list[np.ndarray]:
-    h, c, outputs = state, state / 2, []
-    for call in range(calls):
-        X = np.random.default_rng(call).standard_normal((3, 2, 5)).astype(np.float32)
-        results = run(path, {"X": X, "h": h, "c": c})
-        h, c = results["h_out"], results["c_out"]
-        outputs.append(results["Z"])
-    return outputs
-
-
-@pytest.mark.parametrize("directions", [1, 2])
-def test_declared_carried_state_keeps_its_shape_and_the_stream_its_outputs(tmp_path: Path, directions: int) -> None:
-    source = streaming_model(tmp_path / "m.onnx", directions=directions)
-    result = toolchain.shrink(source)
-    assert recurrent_shapes(result.output) == [(5, 5)]
-    state = np.random.default_rng(3).uniform(-1, 1, (directions, 2, 8)).astype(np.float32)
-    for expected, actual in zip(stream(source, state), stream(result.output, state), strict=True):
-        np.testing.assert_allclose(actual, expected, atol=1e-6)
-    onnx.checker.check_model(onnx.load(result.output), full_check=True)
-
-
-@pytest.mark.parametrize("directions", [1, 2])
-def test_compact_state_narrows_the_interface(tmp_path: Path, directions: int) -> None:
-    source = streaming_model(tmp_path / "m.onnx", directions=directions)
-    result = toolchain.shrink(source, compact_state=True)
-    model = onnx.load(result.output)
-    widths = {v.name: v.type.tensor_type.shape.dim[2].dim_value for v in [*model.graph.input, *model.graph.output]}
-    assert {name: widths[name] for name in ("h", "c", "h_out", "c_out")} == dict.fromkeys(
-        ("h", "c", "h_out", "c_out"), 5
-    )
-    wide = stream(source, np.zeros((directions, 2, 8), np.float32))
-    narrow = stream(result.output, np.zeros((directions, 2, 5), np.float32))
-    for expected, actual in zip(wide, narrow, strict=True):
-        np.testing.assert_allclose(actual, expected, atol=1e-6)
-
-
-def test_undeclared_state_is_kept_whole_and_the_flag_that_frees_it_is_known(tmp_path: Path) -> None:
-    source = streaming_model(tmp_path / "m.onnx", declare=False)
-    result = toolchain.shrink(source)
-    assert result.status == "nothing_to_remove"
-    assert result.undeclared == (("h", "h_out"), ("c", "c_out"))
-    assert result.undeclared_units == 3
-    assert toolchain.shrink(source, carried="auto").status == "written"
-
-
-def test_declaring_every_output_as_state_is_refused(tmp_path: Path) -> None:
-    weights = recurrent_weights("GRU", input_size=5, hidden_size=8)
-    nodes = [helper.make_node("GRU", ["X", "W", "R", "B", "", "h"], ["", "h_out"], hidden_size=8)]
-    source = save(tmp_path / "m.onnx", nodes, [value("X", ["T", "B", 5]), value("h", [1, "B", 8])],
-                  [value("h_out", [1, "B", 8])], weights)  # fmt: skip
-    with pytest.raises(ModelFileError, match=r"all of its outputs \(h_out\) are carried state"):
-        toolchain.shrink(source, carried="auto")
 
 
 def test_one_layer_feeding_another_loses_units_and_inputs(tmp_path: Path) -> None:
@@ -405,17 +326,3 @@ def test_an_operator_without_known_shapes_below_a_layer_costs_only_the_layers_in
     assert result.status == "written"
     assert (result.nodes[0].input_before, result.nodes[0].input_after) == (5, 5)
     assert all(node.hidden_after < node.hidden_before for node in result.nodes)
-
-
-def test_a_state_of_fixed_batch_fits_an_output_of_unknown_batch(tmp_path: Path) -> None:
-    """Behind an operator without known shapes the state comes out as [1, ?, 8], and goes in as [1, 2, 8]."""
-    source = streaming_model(tmp_path / "m.onnx")
-    model = onnx.load(source)
-    model.graph.node[0].input[0] = "G"
-    model.graph.node.insert(0, helper.make_node("Gelu", ["X"], ["G"], name="odd_one", domain="com.microsoft"))
-    for known in (*model.graph.input, *model.graph.output):
-        for axis in known.type.tensor_type.shape.dim:
-            if axis.dim_param == "B":
-                axis.dim_value = 2
-    onnx.save(model, source)
-    assert toolchain.shrink(source, carried="auto").status == "written"
