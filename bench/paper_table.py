@@ -28,6 +28,7 @@ from toolchain.errors import BenchError, ToolchainError
 
 from .plan import Effort
 from .random_lm import write_language_model
+from .recipe_changes import recipe_changes
 from .record import record_row
 from .result_file import ORIGIN, RESULTS, Row, origin, read_rows, record_rows, sha256_of
 from .shrunk_files import SIZES, shrunk_files
@@ -38,7 +39,7 @@ KEY = ("recipe", "run", "weights")
 PERPLEXITIES = ("valid_perplexity", "test_perplexity")
 PUBLISHED = re.compile(r"([^=]+)=(\d+(?:,\d+)+)@(\d+(?:\.\d+)?)")
 TRAINING = ("corpus", "epochs", "keep", "dropout", "precision", "training_s", "training_threads", "trained_with")
-FIELDS = ("recipe", "run", "method", "weights", "seed", *PERPLEXITIES, "published_perplexity", *SIZES,
+FIELDS = ("recipe", "run", "method", "changed", "weights", "seed", *PERPLEXITIES, "published_perplexity", *SIZES,
           *(column for shape in SHAPES for column in shape.columns), "baseline",
           *TRAINING, *ORIGIN, "model",
           "sha256")  # fmt: skip
@@ -139,6 +140,15 @@ def source_of(member: Member, folder: Path) -> Path:
     return path
 
 
+def changes_of(member: Member, name: str) -> Row:
+    """Return what a run changes of the recipe called `name`; nothing where there is no such run or recipe."""
+    from toolchain.training.recipe import load_recipe, recipe_names
+
+    if member.recipe is None or name not in recipe_names():
+        return {}
+    return {"changed": recipe_changes(load_recipe(member.recipe), load_recipe(name))}
+
+
 def perplexities(file: Path, texts: Texts, recorded: Sequence[Row]) -> Row:
     """Return the perplexities of a file over both texts, or those on record for the very same file."""
     from toolchain.evaluation import onnx_perplexity
@@ -179,8 +189,8 @@ def main(
             for file, sizes in shrunk_files(member.name, source, Path(folder), int8=int8):
                 name = file.name.removesuffix(".onnx")
                 quality = {"sha256": sha256_of(file)} if member.model is None else perplexities(file, texts, recorded)
-                rows[name] = {"recipe": recipe, "run": member.name, "corpus": texts.origin, **member.facts, **sizes,
-                              **quality, **here}  # fmt: skip
+                rows[name] = {"recipe": recipe, "run": member.name, "corpus": texts.origin, **member.facts,
+                              **changes_of(member, recipe), **sizes, **quality, **here}  # fmt: skip
                 if sizes["weights"] == "int8":
                     rows[name]["published_perplexity"] = None  # they published the float network
                 rows[name]["model"] = _keep(file, output.parent, recipe) if member.name in keep else None

@@ -39,8 +39,11 @@ def markdown_table(columns: Sequence[Column], rows: Iterable[Row]) -> str:
 def language_models(results: Path) -> str:
     """Return a table for each recipe on Penn Treebank."""
     rows = read_rows(results / "ptb.csv")
-    tables = [f"`{recipe}`\n\n{markdown_table(_LANGUAGE_MODEL, group)}" for recipe, group in
-              groupby(rows, key=lambda row: row["recipe"])]  # fmt: skip
+    tables = []
+    for recipe, group in groupby(rows, key=lambda row: row["recipe"]):
+        of_recipe = list(group)
+        tables.append(f"`{recipe}`\n\n{markdown_table(_LANGUAGE_MODEL, of_recipe)}")
+        tables += [line for line in (_seeds(of_recipe),) if line]
     return "\n\n".join([*tables, _provenance(rows)]) if rows else _not_recorded("paper_table")
 
 
@@ -122,6 +125,22 @@ def one_shot(name: str, score: Column, results: Path) -> str:
     return "\n\n".join([*tables, _provenance(rows)]) if rows else _not_recorded("oneshot_table")
 
 
+def _seeds(rows: Sequence[Row]) -> str:
+    """Return, for what was trained with several seeds, the mean over them and the range."""
+    groups: dict[tuple[str, str, str], list[Row]] = {}
+    for row in rows:
+        if row["weights"] == "fp32" and row["seed"]:
+            groups.setdefault((row["method"], row["changed"], row["keep"]), []).append(row)
+    lines = [
+        f"- {' '.join(part for part in (method, changed) if part)}, {len(group)} seeds: test perplexity "
+        f"{_spread(group, name='test_perplexity', text='{:.2f}'.format)}, multiply-adds "
+        f"{_spread(group, name='multiply_adds', text='{:,.0f}'.format)}"
+        for (method, changed, _), group in groups.items()
+        if len({row["seed"] for row in group}) > 1
+    ]
+    return "Mean, and the range over the seeds:\n\n" + "\n".join(lines) if lines else ""
+
+
 def _number(row: Row, name: str, text: Callable[[float], str]) -> str:
     return text(float(row[name])) if row[name] else ""
 
@@ -187,6 +206,7 @@ def _not_recorded(module: str) -> str:
 _LANGUAGE_MODEL: tuple[Column, ...] = (
     ("run", lambda row: f"`{row['run']}`"),
     ("method", lambda row: row["method"]),
+    ("changed", lambda row: row["changed"]),
     ("weights", lambda row: row["weights"]),
     ("seed", lambda row: row["seed"]),
     ("valid", lambda row: _number(row, "valid_perplexity", "{:.2f}".format)),

@@ -14,11 +14,13 @@ from click.testing import CliRunner, Result
 from test_cli_train import SMALL
 from toolchain.bench import paper_table
 from toolchain.bench.paper_table import FIELDS, SHAPES, main, read_member
+from toolchain.bench.recipe_changes import recipe_changes
 from toolchain.models.text import load_corpus
 
 from toolchain.cli import cli
 from toolchain.errors import BenchError
 from toolchain.evaluation import onnx_perplexity
+from toolchain.training.recipe import load_recipe
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +68,7 @@ def test_a_row_holds_every_column_and_the_quality_is_that_of_the_file() -> None:
     assert done.exit_code == 0
     found = {(row["run"], row["weights"]): row for row in rows()}
     assert [*found] == [(run, weights) for run in ("dense", "gated") for weights in ("fp32", "int8")]
-    optional = {"keep", "model", "published_perplexity", "training_threads"}
+    optional = {"keep", "model", "published_perplexity", "training_threads", "changed"}
     for row in found.values():
         assert tuple(row) == FIELDS
         assert not [name for name in FIELDS if not row[name] and name not in optional]
@@ -117,6 +119,19 @@ def test_a_published_network_is_timed_at_its_sizes_and_keeps_the_perplexity_of_i
     assert (wide_int8["weights"], wide_int8["published_perplexity"]) == ("int8", "")  # nobody published that one
     assert float(dense["t35b1_speedup"]) > 1 == float(wide["t35b1_speedup"])
     assert dense["published_perplexity"] == ""
+
+
+def test_a_run_says_what_it_changes_of_the_recipe_that_its_method_heeds() -> None:
+    base = load_recipe("ptb-small")
+    overrides = {"gates.sites": "hidden", "gates.learning_rate": 0.5, "gates.keep": 0.2, "iss.weight": 0.004,
+                 "run.seed": 3, "optim.epochs": 2, "data.folder": "x"}  # fmt: skip
+    told = {"neuron-selection": "optim.epochs=2, gates.sites=hidden, gates.learning_rate=0.5",
+            "iss": "optim.epochs=2, gates.sites=hidden, iss.weight=0.004", "dense": "optim.epochs=2"}  # fmt: skip
+    for method, text in told.items():
+        recipe = load_recipe("ptb-small", overrides={**overrides, "run.method": method})
+        assert set(recipe_changes(recipe, base).split(", ")) == set(text.split(", "))
+    narrow = load_recipe("ptb-small", overrides={"run.method": "direct", "model.hidden_sizes": [9, 9]})
+    assert recipe_changes(narrow, base) == ""
 
 
 def test_what_cannot_be_compared_is_refused() -> None:

@@ -74,6 +74,22 @@ def test_a_figure_changed_in_a_page_or_in_a_file_is_noticed(tmp_path: Path) -> N
     assert CliRunner().invoke(tables.main, ["--root", str(root), "--check"]).exit_code == 0
 
 
+def test_seeds_of_one_method_are_told_as_mean_and_range(tmp_path: Path) -> None:
+    root = project(tmp_path)
+    (root / "docs" / "results.md").write_text("<!-- results: ptb -->\n<!-- end of results -->\n")
+    with (root / "bench" / "results" / "ptb.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, paper_table.FIELDS)
+        writer.writeheader()
+        for seed, weights, changed, perplexity in ((0, "fp32", "", 110), (1, "fp32", "", 113), (1, "int8", "", 999),
+                                                   (2, "fp32", "gates.sites=hidden", 120)):  # fmt: skip
+            writer.writerow({"recipe": "ptb-small", "run": f"r{seed}{changed}", "method": "neuron-selection",
+                             "changed": changed, "seed": seed, "weights": weights, "test_perplexity": perplexity,
+                             "multiply_adds": 1000})  # fmt: skip
+    CliRunner().invoke(tables.main, ["--root", str(root)], catch_exceptions=False)
+    told = [line for line in (root / "docs" / "results.md").read_text().splitlines() if line.startswith("- ")]
+    assert told == ["- neuron-selection, 2 seeds: test perplexity 111.50 (110.00 to 113.00), multiply-adds 1,000"]
+
+
 def front_rows(root: Path, *members: tuple[str, str, str, str, str]) -> None:
     """Write the file of the front: run, weights, measured perplexity, published one, milliseconds."""
     (root / "bench" / "results").mkdir(parents=True, exist_ok=True)
