@@ -168,7 +168,7 @@ def perplexities(file: Path, texts: Texts, recorded: Sequence[Row]) -> Row:
 @click.option("-o", "--output", default=RESULTS / "ptb.csv", show_default=True, type=click.Path(path_type=Path))
 @click.option("--int8/--no-int8", default=True, show_default=True, help="Also the 8-bit copy of each.")
 @click.option("--untimed", is_flag=True, help="Leave the columns of times empty.")
-@click.option("--keep", multiple=True, help="Keep the files of this member beside the results, for verification.")
+@click.option("--keep", multiple=True, help="Keep this file, NAME or NAME.int8, beside the results, for verification.")
 @click.option("--seconds", default=3.0, show_default=True, type=click.FloatRange(min=0.1), help="A model and shape.")
 @click.option("--processes", default=8, show_default=True, type=click.IntRange(min=1))
 def main(
@@ -179,6 +179,9 @@ def main(
     chosen = [read_member(text) for text in members]
     if twice := [member.name for member in chosen if [other.name for other in chosen].count(member.name) > 1]:
         raise BenchError(f"{twice[0]}: is the name of two members; expected different ones. Rename a folder or file.")
+    names = [f"{member.name}{suffix}" for member in chosen for suffix in ("", ".int8")]
+    if unknown := [name for name in keep if name not in names]:
+        raise BenchError(f"--keep {unknown[0]}: is no file of this table; expected one of {', '.join(names)}.")
     texts, recorded = read_texts(chosen, data), read_rows(output)
     here = origin("toolchain.bench.paper_table", sys.argv[1:], folders={} if data is None else {str(data): "FOLDER"})
     with tempfile.TemporaryDirectory(prefix="toolchain-") as folder:
@@ -193,7 +196,7 @@ def main(
                               **changes_of(member, recipe), **sizes, **quality, **here}  # fmt: skip
                 if sizes["weights"] == "int8":
                     rows[name]["published_perplexity"] = None  # they published the float network
-                rows[name]["model"] = _keep(file, output.parent, recipe) if member.name in keep else None
+                rows[name]["model"] = _keep(file, output.parent, recipe) if name in keep else None
                 files[name] = file
                 click.echo(f"{name}: test perplexity {rows[name].get('test_perplexity', 'not measured')}", err=True)
         if not untimed:

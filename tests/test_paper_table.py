@@ -139,6 +139,8 @@ def test_what_cannot_be_compared_is_refused() -> None:
         record("runs/dense", "runs/elsewhere", "--untimed")
     with pytest.raises(BenchError, match=r"dense: is the name of two members; expected different ones"):
         record("runs/dense", "x=runs/dense", "--untimed")
+    with pytest.raises(BenchError, match=r"--keep gated: is no file of this table; expected one of dense, dense.int8."):
+        record("runs/dense", "--keep", "gated", "--untimed")
     with pytest.raises(BenchError, match=r"members: none is the folder of a run; expected one at least"):
         record("one-shot=runs/dense/model.onnx", "--untimed")
     for text in ("halved.onnx", "runs/gone", "one-shot=gone.onnx"):
