@@ -107,7 +107,7 @@ def read_texts(members: Sequence[Member], folder: Path | None) -> Texts:
     """
     import importlib
 
-    from toolchain.training.recipe import load_recipe
+    from toolchain.training.recipe_files import load_recipe
 
     recipes = [load_recipe(member.recipe) for member in members if member.recipe is not None]
     if not recipes:
@@ -142,7 +142,7 @@ def source_of(member: Member, folder: Path) -> Path:
 
 def changes_of(member: Member, name: str) -> Row:
     """Return what a run changes of the recipe called `name`; nothing where there is no such run or recipe."""
-    from toolchain.training.recipe import load_recipe, recipe_names
+    from toolchain.training.recipe_files import load_recipe, recipe_names
 
     if member.recipe is None or name not in recipe_names():
         return {}

@@ -70,7 +70,7 @@ def main(
     runs: tuple[Path, ...], data: Path, output: Path, int8: bool, untimed: bool, seconds: float, processes: int,
 ) -> None:  # fmt: skip
     """Record RUNS, the dense one first."""
-    from toolchain.training.recipe import load_recipe
+    from toolchain.training.recipe_files import load_recipe
 
     section = load_recipe(runs[0] / "recipe.toml").data
     corpus = import_module("toolchain.models.squad").load_squad(folder=data, vocabulary_size=section.vocabulary_size)

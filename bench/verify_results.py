@@ -116,7 +116,7 @@ def _perplexities(row: Row, file: Path, data: Path | None) -> dict[str, tuple[fl
         ToolchainError: the recipe or the text is not at hand.
     """
     from toolchain.evaluation import onnx_perplexity
-    from toolchain.training.recipe import load_recipe
+    from toolchain.training.recipe_files import load_recipe
 
     recipe = load_recipe(row["recipe"])
     section = recipe.data

@@ -7,7 +7,8 @@ from toolchain.models.language_model import LanguageModel, LanguageModelConfig
 from toolchain.errors import RecipeError
 from toolchain.gates import gate
 from toolchain.training.activation_penalty import penalised, watched_last_layer
-from toolchain.training.recipe import OptimSection, load_recipe
+from toolchain.training.recipe import OptimSection
+from toolchain.training.recipe_files import load_recipe
 
 CONFIG = LanguageModelConfig(
     vocabulary_size=11, embedding_size=6, hidden_sizes=(5, 4), dropout=0.5, variational=True, weight_drop=0.5

@@ -10,7 +10,7 @@ from tiny_training import Silent, tiny_corpus
 
 from toolchain.gates import total_l0
 from toolchain.training.loop import finish, train
-from toolchain.training.recipe import load_recipe
+from toolchain.training.recipe_files import load_recipe
 from toolchain.training.training_run import restore_run
 
 TRICKS = {

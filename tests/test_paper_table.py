@@ -20,7 +20,7 @@ from toolchain.models.text import load_corpus
 from toolchain.cli import cli
 from toolchain.errors import BenchError
 from toolchain.evaluation import onnx_perplexity
-from toolchain.training.recipe import load_recipe
+from toolchain.training.recipe_files import load_recipe
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ from toolchain.cli import cli
 from toolchain.errors import DatasetError, RecipeError, TrainingError
 from toolchain.training.loop import finish, train
 from toolchain.training.processes import Processes
-from toolchain.training.recipe import dump_recipe, load_recipe
+from toolchain.training.recipe_files import dump_recipe, load_recipe
 from toolchain.training.run_folder import METRICS
 from toolchain.training.training_run import begin_run, restore_run
 

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from toolchain.errors import RecipeError
-from toolchain.training.recipe import dump_recipe, load_recipe, parse_override, recipe_names
+from toolchain.training.recipe_files import dump_recipe, load_recipe, parse_override, recipe_names
 
 MINIMAL = """
 [data]

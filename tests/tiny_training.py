@@ -9,7 +9,8 @@ import torch
 from toolchain.models.text import Corpus
 
 from toolchain.training.processes import Processes
-from toolchain.training.recipe import Recipe, load_recipe
+from toolchain.training.recipe import Recipe
+from toolchain.training.recipe_files import load_recipe
 from toolchain.training.training_run import TrainingRun, begin_run
 
 ALONE = Processes(device=torch.device("cpu"), count=1, index=0)

@@ -21,7 +21,8 @@ from rich.console import Console
 from toolchain import __version__
 from toolchain.errors import MissingExtraError, TrainingError
 from toolchain.files import write_text, written_whole
-from toolchain.training.recipe import METHODS, Recipe, dump_recipe, load_recipe, parse_override
+from toolchain.training.recipe import METHODS, Recipe
+from toolchain.training.recipe_files import dump_recipe, load_recipe, parse_override
 from toolchain.training.run_folder import RECIPE, RESULT, VOCABULARY, new_run_folder
 
 if TYPE_CHECKING:

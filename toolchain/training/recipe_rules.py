@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import json
 from dataclasses import fields
-from typing import TYPE_CHECKING
 
 from toolchain.errors import RecipeError
+from toolchain.training.recipe import Recipe
 from toolchain.training.recipe_values import refused
-
-if TYPE_CHECKING:
-    from toolchain.training.recipe import Recipe
 
 READER_LAYERS = 4  # encoder, two modeling layers, output
 # With a reader they keep their defaults.
