@@ -1,8 +1,8 @@
 """Recipes: everything that decides what a training run computes, as frozen dataclasses.
 
 In a file (see `recipe_files`) a recipe has the sections `[data]`, `[model]`, `[optim]`, `[averaging]`, `[teacher]`,
-`[gates]`, `[iss]`, `[l1]` and `[run]`; each key is a field of the section's class, and a field without a default must be
-given. `models/recipes/` holds those that come with the package.
+`[gates]`, `[iss]`, `[l1]` and `[run]`; each key is a field of the section's class, and a field without a default must
+be given. `models/recipes/` holds those that come with the package.
 """
 
 from __future__ import annotations
