@@ -15,14 +15,14 @@ from typing import ClassVar
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from toolchain.gating.neuron_norms import neuron_norms, read_neurons, shrink_components
 from toolchain.gating.neuron_sets import NeuronSet, neuron_sets
 from toolchain.gating.selection import CompactionPlan, IndexArray, plan_from_kept
 from toolchain.training.checkpoint import Checkpoint
 from toolchain.training.methods.cut_record import CutRecord
-from toolchain.training.methods.pruning_method import Replay
+from toolchain.training.methods.pruning_method import Replay, WithoutGates
 from toolchain.training.methods.sites import chosen_sets
 from toolchain.training.processes import Processes, decided_by_main
 from toolchain.training.pruning_sections import IssSection
@@ -40,7 +40,7 @@ def begin_group_lasso(model: nn.Module, section: IssSection, *, sites: str) -> t
 
 
 @dataclass(slots=True, kw_only=True)
-class GroupLasso:
+class GroupLasso(WithoutGates):
     """What a run keeps beside its model.
 
     Attributes:
@@ -55,13 +55,6 @@ class GroupLasso:
     sites: str
     cuts: CutRecord
     learning: bool = True
-
-    def set_mode(self, model: nn.Module, progress: float) -> None:
-        """Do nothing: the model is a plain one all along."""
-
-    def price(self, model: nn.Module, progress: float) -> Tensor | None:
-        """Return None: the penalty has a step of its own."""
-        return None
 
     def after_update(self, model: nn.Module, *, progress: float, learning_rate: float) -> None:
         """Shrink every component."""

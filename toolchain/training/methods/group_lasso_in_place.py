@@ -20,7 +20,7 @@ from toolchain.gating.fed_neurons import fed_multiply_adds, fed_neuron_sets
 from toolchain.gating.neuron_norms import neuron_norms, neurons_of, shrink_components
 from toolchain.gating.neuron_sets import all_parameters
 from toolchain.training.checkpoint import Checkpoint, with_prefix
-from toolchain.training.methods.pruning_method import Replay
+from toolchain.training.methods.pruning_method import KeepsShapes, Replay
 from toolchain.training.processes import Processes
 from toolchain.training.pruning_sections import IssSection
 from toolchain.training.run_folder import Row
@@ -44,7 +44,7 @@ def begin_group_lasso_in_place(
 
 
 @dataclass(slots=True, kw_only=True)
-class GroupLassoInPlace:
+class GroupLassoInPlace(KeepsShapes):
     """What a run keeps beside its model.
 
     Attributes:
@@ -57,13 +57,6 @@ class GroupLassoInPlace:
     section: IssSection
     alive: dict[str, Tensor]
     learning: bool = True
-
-    def set_mode(self, model: nn.Module, progress: float) -> None:
-        """Do nothing: the model is a plain one all along."""
-
-    def price(self, model: nn.Module, progress: float) -> Tensor | None:
-        """Return None: the penalty has a step of its own."""
-        return None
 
     @torch.no_grad()
     def after_update(self, model: nn.Module, *, progress: float, learning_rate: float) -> None:
@@ -83,10 +76,6 @@ class GroupLassoInPlace:
             for axis in neurons.axes:
                 weights = neurons_of(parameters[axis.parameter], axis, neurons.size)
                 weights.mul_(alive.to(weights).view(-1, *[1] * (weights.dim() - 2)))
-
-    def cut(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> bool:
-        """Return False: shapes stay."""
-        return False
 
     def freeze(
         self, model: nn.Module, optimizer: torch.optim.Optimizer, *, replay: Replay, processes: Processes
@@ -122,7 +111,3 @@ class GroupLassoInPlace:
         device = next(model.parameters()).device
         self.alive = {name: alive.to(device) for name, alive in
                       with_prefix("group_lasso_alive", checkpoint.tensors).items()}  # fmt: skip
-
-    def finished(self, model: nn.Module, *, dense: nn.Module) -> nn.Module:
-        """Return the model itself, whose silent neurons are exact zeros."""
-        return model

@@ -19,13 +19,13 @@ from torch import Tensor, nn
 
 from toolchain.gating.neuron_sets import parameter_name, recurrent_modules
 from toolchain.training.checkpoint import Checkpoint, with_prefix
-from toolchain.training.methods.pruning_method import Replay
+from toolchain.training.methods.pruning_method import KeepsShapes, Replay
 from toolchain.training.processes import Processes
 from toolchain.training.run_folder import Row
 
 
 @dataclass(slots=True, kw_only=True)
-class L1:
+class L1(KeepsShapes):
     """What a run keeps beside its model.
 
     Attributes:
@@ -41,13 +41,6 @@ class L1:
     learning: bool = True
     masks: dict[str, Tensor] = field(default_factory=dict)
 
-    def set_mode(self, model: nn.Module, progress: float) -> None:
-        """Do nothing."""
-
-    def price(self, model: nn.Module, progress: float) -> Tensor | None:
-        """Return None: the penalty has a step of its own."""
-        return None
-
     @torch.no_grad()
     def after_update(self, model: nn.Module, *, progress: float, learning_rate: float) -> None:
         """Move the weights towards zero or, once frozen, put the removed ones back to zero."""
@@ -56,10 +49,6 @@ class L1:
                 weight.mul_(self.masks[name])
             elif progress >= 0:
                 weight.copy_(nn.functional.softshrink(weight, learning_rate * self.weight))
-
-    def cut(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> bool:
-        """Return False: shapes stay."""
-        return False
 
     @torch.no_grad()
     def freeze(
@@ -94,10 +83,6 @@ class L1:
         devices = {name: weight.device for name, weight in recurrent_weights(model).items()}
         masks = with_prefix("l1_mask", checkpoint.tensors)
         self.masks = {name: mask.to(devices[name]) for name, mask in masks.items()}
-
-    def finished(self, model: nn.Module, *, dense: nn.Module) -> nn.Module:
-        """Return the model itself."""
-        return model
 
 
 def recurrent_weights(model: nn.Module) -> dict[str, Tensor]:

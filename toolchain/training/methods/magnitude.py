@@ -16,14 +16,14 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from toolchain.gating.neuron_norms import plan_by_norm
 from toolchain.gating.neuron_sets import neuron_sets
 from toolchain.gating.selection import CompactionPlan
 from toolchain.training.checkpoint import Checkpoint
 from toolchain.training.methods.cut_record import CutRecord
-from toolchain.training.methods.pruning_method import Replay
+from toolchain.training.methods.pruning_method import Replay, WithoutGates
 from toolchain.training.methods.sites import check_reachable, chosen_sets
 from toolchain.training.processes import Processes, decided_by_main
 from toolchain.training.run_folder import Row
@@ -41,7 +41,7 @@ def begin_magnitude(model: nn.Module, *, keep: float, sites: str) -> tuple[nn.Mo
 
 
 @dataclass(slots=True, kw_only=True)
-class Magnitude:
+class Magnitude(WithoutGates):
     """What a run keeps beside its model.
 
     Attributes:
@@ -60,13 +60,6 @@ class Magnitude:
     cuts: CutRecord
     progress: float = 0.0
     learning: bool = True
-
-    def set_mode(self, model: nn.Module, progress: float) -> None:
-        """Do nothing: the model is a plain one all along."""
-
-    def price(self, model: nn.Module, progress: float) -> Tensor | None:
-        """Return None."""
-        return None
 
     def after_update(self, model: nn.Module, *, progress: float, learning_rate: float) -> None:
         """Take note of the time."""

@@ -1,4 +1,4 @@
-"""What the training loop asks of a pruning method, and the answers of a network that is not pruned.
+"""What the training loop asks of a pruning method, what many methods answer alike, and a network that is not pruned.
 
 A method chooses while it is `learning`, from `gates.start_at` to `gates.freeze_at`, and may meanwhile cut what is gone
 for good out of the model. `freeze` ends that: what stays is fixed, and the rest of the run fine-tunes it.
@@ -74,26 +74,42 @@ class PruningMethod(Protocol):
         """Return the trained network at its original shapes; `dense` has them and may take the weights."""
 
 
-@dataclass(slots=True, kw_only=True)
-class Dense:
-    """No pruning: methods `dense` and `direct`."""
+class WithoutGates:
+    """What the methods have in common that put nothing into the model and add nothing to the loss."""
 
-    phases: ClassVar[tuple[str, str]] = ("dense", "dense")
-    learning: bool = False
+    __slots__ = ()
 
     def set_mode(self, model: nn.Module, progress: float) -> None:
-        """Do nothing."""
+        """Do nothing: the model is a plain one all along."""
 
     def price(self, model: nn.Module, progress: float) -> Tensor | None:
         """Return None."""
         return None
 
-    def after_update(self, model: nn.Module, *, progress: float, learning_rate: float) -> None:
-        """Do nothing."""
+
+class KeepsShapes(WithoutGates):
+    """What the methods have in common that, besides, leave every tensor its shape."""
+
+    __slots__ = ()
 
     def cut(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> bool:
         """Return False."""
         return False
+
+    def finished(self, model: nn.Module, *, dense: nn.Module) -> nn.Module:
+        """Return the model itself."""
+        return model
+
+
+@dataclass(slots=True, kw_only=True)
+class Dense(KeepsShapes):
+    """No pruning: methods `dense` and `direct`."""
+
+    phases: ClassVar[tuple[str, str]] = ("dense", "dense")
+    learning: bool = False
+
+    def after_update(self, model: nn.Module, *, progress: float, learning_rate: float) -> None:
+        """Do nothing."""
 
     def freeze(
         self, model: nn.Module, optimizer: torch.optim.Optimizer, *, replay: Replay, processes: Processes
@@ -114,7 +130,3 @@ class Dense:
 
     def restore(self, model: nn.Module, checkpoint: Checkpoint) -> None:
         """Do nothing."""
-
-    def finished(self, model: nn.Module, *, dense: nn.Module) -> nn.Module:
-        """Return the model itself."""
-        return model
