@@ -203,6 +203,7 @@ def _not_recorded(module: str) -> str:
     return f"Not recorded yet; `python -m toolchain.bench.{module}` does."
 
 
+_RECURRENT: Column = ("recurrent multiply-adds", lambda row: _number(row, "recurrent_multiply_adds", "{:,.0f}".format))
 _LANGUAGE_MODEL: tuple[Column, ...] = (
     ("run", lambda row: f"`{row['run']}`"),
     ("method", lambda row: row["method"]),
@@ -215,6 +216,7 @@ _LANGUAGE_MODEL: tuple[Column, ...] = (
     ("inputs", lambda row: row["input_sizes"]),
     ("units", lambda row: row["hidden_sizes"]),
     ("parameters", lambda row: _number(row, "parameters", "{:,.0f}".format)),
+    _RECURRENT,
     ("multiply-adds", lambda row: _number(row, "multiply_adds", "{:,.0f}".format)),
     ("MB", lambda row: _number(row, "bytes", _megabytes)),
     *((title, text) for shape in PAPER_SHAPES for title, text in (
@@ -230,7 +232,7 @@ _READER: tuple[Column, ...] = (
     *((title, lambda row, name=name: _number(row, name, "{:.2f}".format))
       for title, name in (("exact match", "exact_match"), ("F1", "f1"))),
     ("units", lambda row: row["hidden_sizes"]),
-    ("recurrent multiply-adds", lambda row: _number(row, "recurrent_share", _percent)),
+    _RECURRENT,
     ("parameters", lambda row: _number(row, "parameters", "{:,.0f}".format)),
     ("MB", lambda row: _number(row, "bytes", _megabytes)),
     *((title, text) for name in QUANTILES for title, text in (
