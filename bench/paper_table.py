@@ -183,7 +183,8 @@ def main(
     if unknown := [name for name in keep if name not in names]:
         raise BenchError(f"--keep {unknown[0]}: is no file of this table; expected one of {', '.join(names)}.")
     texts, recorded = read_texts(chosen, data), read_rows(output)
-    here = origin("toolchain.bench.paper_table", sys.argv[1:], folders={} if data is None else {str(data): "FOLDER"})
+    named = {str(output): str(RESULTS / output.name)} | ({} if data is None else {str(data): "FOLDER"})
+    here = origin("toolchain.bench.paper_table", sys.argv[1:], folders=named)
     with tempfile.TemporaryDirectory(prefix="toolchain-") as folder:
         rows: dict[str, Row] = {}
         files: dict[str, Path] = {}

@@ -75,7 +75,11 @@ def main(
     section = load_recipe(runs[0] / "recipe.toml").data
     corpus = import_module("toolchain.models.squad").load_squad(folder=data, vocabulary_size=section.vocabulary_size)
     recorded = read_rows(output)
-    here = origin("toolchain.bench.squad_table", sys.argv[1:], folders={str(data): "FOLDER"})
+    here = origin(
+        "toolchain.bench.squad_table",
+        sys.argv[1:],
+        folders={str(data): "FOLDER", str(output): str(RESULTS / output.name)},
+    )
     with tempfile.TemporaryDirectory(prefix="toolchain-") as folder:
         rows: dict[str, Row] = {}
         files: dict[str, Path] = {}
