@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from graphs import GATES, recurrent_weights, save, value
+from onnx import helper
 from onnxruntime import GraphOptimizationLevel, InferenceSession, SessionOptions
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, quantize_dynamic, quantize_static
 
 INPUT_SIZE = 5
+CANDIDATE = {"LSTM": 3, "GRU": 2, "RNN": 0}  # the gate block, in the order of the operator's specification
 ADVICE = "shrink the float model first, then quantize the result"
 
 
@@ -50,3 +54,44 @@ def dynamic(path: Path, **options: object) -> Path:
     target = path.with_name("q.onnx")
     quantize_dynamic(path, target, **options)
     return target
+
+
+STEP = 2.0**-6
+
+
+def rounded_steps(path: Path, shift: float) -> Path:
+    """Round odd multiples of half a step: `shift` decides to which side they fall."""
+    nodes = [
+        helper.make_node("Round", ["X"], ["whole"]),
+        helper.make_node("Mul", ["whole", "step_and_a_half"], ["tie"]),
+        helper.make_node("Add", ["tie", "shift"], ["shifted"]),
+        helper.make_node("QuantizeLinear", ["shifted", "step", "zero"], ["q"]),
+        helper.make_node("DequantizeLinear", ["q", "step", "zero"], ["Z"]),
+    ]
+    numbers = {"step_and_a_half": 1.5 * STEP, "shift": shift, "step": STEP}
+    constants: dict[str, np.ndarray] = {name: np.array(number, np.float32) for name, number in numbers.items()}
+    shape = ["T", "B", INPUT_SIZE]
+    return save(path, nodes, [value("X", shape)], [value("Z", shape)], constants | {"zero": np.array(0, np.int8)})
+
+
+def zero_units(path: Path, *, op_type: str = "LSTM", hidden_size: int = 8, zero: Sequence[Sequence[int]] = ((1, 4),),
+               bias: float = 0.0, **attributes: object) -> Path:  # fmt: skip
+    """Write a layer some of whose units are zero at every step, though everybody reads them."""
+    directions = len(zero)
+    weights = recurrent_weights(op_type, input_size=INPUT_SIZE, hidden_size=hidden_size, directions=directions)
+    for direction, units in enumerate(zero):
+        rows = [CANDIDATE[op_type] * hidden_size + unit for unit in units]
+        weights["W"][direction, rows] = weights["R"][direction, rows] = 0
+        weights["B"][direction, rows] = bias
+        weights["B"][direction, [GATES[op_type] * hidden_size + row for row in rows]] = 0
+    head = np.random.default_rng(1).standard_normal((directions * hidden_size, 3)).astype(np.float32)
+    attributes = {"hidden_size": hidden_size, "direction": "bidirectional" if directions == 2 else "forward",
+                  **attributes}  # fmt: skip
+    nodes = [
+        helper.make_node(op_type, ["X", "W", "R", "B"], ["Y"], name="layer", **attributes),
+        helper.make_node("Transpose", ["Y"], ["Yt"], perm=[0, 2, 1, 3]),
+        helper.make_node("Reshape", ["Yt", "flat"], ["M"]),
+        helper.make_node("MatMul", ["M", "head"], ["Z"], name="head"),
+    ]
+    constants = {**weights, "head": head, "flat": np.array([0, 0, -1])}
+    return save(path, nodes, [value("X", ["T", "B", INPUT_SIZE])], [value("Z", ["T", "B", 3])], constants)

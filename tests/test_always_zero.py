@@ -9,38 +9,13 @@ import numpy as np
 import onnx
 import pytest
 from click.testing import CliRunner
-from graphs import GATES, constant, layer_with_head, recurrent_weights, save, value
+from graphs import constant, layer_with_head, value
 from onnx import helper
 from onnxruntime.quantization import QuantType
-from quantised_models import ADVICE, INPUT_SIZE, assert_equal, dynamic, random_input
+from quantised_models import ADVICE, assert_equal, dynamic, random_input, zero_units
 
 import toolchain
 from toolchain.cli.shrink import shrink as shrink_command
-
-CANDIDATE = {"LSTM": 3, "GRU": 2, "RNN": 0}  # the gate block, in the order of the operator's specification
-
-
-def zero_units(path: Path, *, op_type: str = "LSTM", hidden_size: int = 8, zero: Sequence[Sequence[int]] = ((1, 4),),
-               bias: float = 0.0, **attributes: object) -> Path:  # fmt: skip
-    """Write a layer some of whose units are zero at every step, though everybody reads them."""
-    directions = len(zero)
-    weights = recurrent_weights(op_type, input_size=INPUT_SIZE, hidden_size=hidden_size, directions=directions)
-    for direction, units in enumerate(zero):
-        rows = [CANDIDATE[op_type] * hidden_size + unit for unit in units]
-        weights["W"][direction, rows] = weights["R"][direction, rows] = 0
-        weights["B"][direction, rows] = bias
-        weights["B"][direction, [GATES[op_type] * hidden_size + row for row in rows]] = 0
-    head = np.random.default_rng(1).standard_normal((directions * hidden_size, 3)).astype(np.float32)
-    attributes = {"hidden_size": hidden_size, "direction": "bidirectional" if directions == 2 else "forward",
-                  **attributes}  # fmt: skip
-    nodes = [
-        helper.make_node(op_type, ["X", "W", "R", "B"], ["Y"], name="layer", **attributes),
-        helper.make_node("Transpose", ["Y"], ["Yt"], perm=[0, 2, 1, 3]),
-        helper.make_node("Reshape", ["Yt", "flat"], ["M"]),
-        helper.make_node("MatMul", ["M", "head"], ["Z"], name="head"),
-    ]
-    constants = {**weights, "head": head, "flat": np.array([0, 0, -1])}
-    return save(path, nodes, [value("X", ["T", "B", INPUT_SIZE])], [value("Z", ["T", "B", 3])], constants)
 
 
 @pytest.mark.parametrize("op_type", ["LSTM", "GRU", "RNN"])

@@ -10,7 +10,7 @@ import pytest
 from graphs import constant, in_both_branches, layer_with_head, save, value
 from onnx import TensorProto, helper, numpy_helper
 from onnxruntime import GraphOptimizationLevel, InferenceSession, SessionOptions
-from test_quantised import STEP, calibrated, dynamic, random_input, rounded_steps, zero_units
+from quantised_models import STEP, calibrated, dynamic, random_input, rounded_steps, zero_units
 
 import toolchain
 from toolchain.errors import ParityError

@@ -7,31 +7,14 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from graphs import layer_with_head, save, value
+from graphs import layer_with_head
 from graphs import run as run_in_threads
-from onnx import helper, numpy_helper
-from quantised_models import INPUT_SIZE, calibrated, dynamic, random_input, run
+from onnx import numpy_helper
+from quantised_models import STEP, calibrated, dynamic, random_input, rounded_steps, run
 
 from toolchain.errors import ParityError
 from toolchain.interface import read_interface
 from toolchain.verification import prove, verify
-
-STEP = 2.0**-6
-
-
-def rounded_steps(path: Path, shift: float) -> Path:
-    """Round odd multiples of half a step: `shift` decides to which side they fall."""
-    nodes = [
-        helper.make_node("Round", ["X"], ["whole"]),
-        helper.make_node("Mul", ["whole", "step_and_a_half"], ["tie"]),
-        helper.make_node("Add", ["tie", "shift"], ["shifted"]),
-        helper.make_node("QuantizeLinear", ["shifted", "step", "zero"], ["q"]),
-        helper.make_node("DequantizeLinear", ["q", "step", "zero"], ["Z"]),
-    ]
-    numbers = {"step_and_a_half": 1.5 * STEP, "shift": shift, "step": STEP}
-    constants: dict[str, np.ndarray] = {name: np.array(number, np.float32) for name, number in numbers.items()}
-    shape = ["T", "B", INPUT_SIZE]
-    return save(path, nodes, [value("X", shape)], [value("Z", shape)], constants | {"zero": np.array(0, np.int8)})
 
 
 def test_where_only_roundings_differ_the_graphs_are_proven_equal_without_them(tmp_path: Path) -> None:
