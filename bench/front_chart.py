@@ -19,7 +19,7 @@ CLAIM = 20  # times faster at inference without loss: Wen et al. 2019, arXiv 190
 LINE, LETTER = 11.0, 6.2  # height of a name, width of its letters
 STYLE = (
     "svg{background:#fff;font:11px system-ui,sans-serif}.grid{stroke:#e3e6ea}.tick,.axis{fill:#55606b}"
-    ".reference{stroke:#8a939c;stroke-dasharray:4 3}.label{fill:#20262c}.hollow{fill:#fff}.joint{stroke-opacity:.5}"
+    ".reference{stroke:#8a939c;stroke-dasharray:4 3}.label{fill:#20262c}.joint{stroke-opacity:.5}"
     ".s0{fill:#6b7480;stroke:#6b7480}.s1{fill:#0b6bcb;stroke:#0b6bcb}.s2{fill:#c2500a;stroke:#c2500a}"
     ".s3{fill:#0a7d5a;stroke:#0a7d5a}.s4{fill:#8b3fb8;stroke:#8b3fb8}.s5{fill:#b0215f;stroke:#b0215f}"
     ".hollow{fill:#fff}"
