@@ -78,6 +78,18 @@ def test_gates_that_closed_beyond_the_asked_share_open_again_nearest_first(tmp_p
     assert torch.equal(model.rnn[1].hidden_gates[0].log_alpha, reached)  # what suffices is left alone
 
 
+def test_gates_that_close_for_good_beyond_the_asked_share_are_not_cut(tmp_path):
+    run = tiny_run(tmp_path)
+    dense = total_l0(run.model)
+    gates = [parameter for name, parameter in run.model.named_parameters() if name.endswith("log_alpha")]
+    with torch.no_grad():
+        for log_alpha in gates:
+            log_alpha.copy_(torch.linspace(-12.0, -8.0, len(log_alpha)))
+    assert run.method.cut(run.model, run.optimizer)
+    assert total_l0(run.model) / dense == pytest.approx(0.3, abs=0.03)  # the share asked; a neuron is about 2 points
+    assert not run.method.cut(run.model, run.optimizer)
+
+
 def test_the_expanded_network_computes_what_the_narrow_one_does(tmp_path):
     run = tiny_run(tmp_path)
     train(run, report=Silent())

@@ -103,10 +103,15 @@ class NeuronSelection:
         self.optimizer.zero_grad(set_to_none=True)
 
     def cut(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> bool:
-        """Cut the neurons whose gates closed for good; what they say is zero already, so nothing is folded."""
+        """Cut the neurons whose gates closed for good; what they say is zero already, so nothing is folded.
+
+        With a share to keep, what closed beyond it stays, the gates nearest to open first: `freeze` may reopen them.
+        """
         if not self.cuts.kept:
             return False
-        plan = plan_compaction(model, keep=None)
+        plan, keep, dense_l0 = plan_compaction(model, keep=None), self.section.keep, self.cuts.dense_l0
+        if keep is not None and plan.l0_after < keep * dense_l0:
+            plan = plan_compaction(model, keep=keep, total_l0=dense_l0)
         if plan.removes_nothing:
             return False
         self._carry_out(model, plan, optimizer)
