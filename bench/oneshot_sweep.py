@@ -32,7 +32,8 @@ StatePair = tuple[str, str]
 class Sweep:
     """What to try on one model; `calibration` as `toolchain shrink --calibration` takes it.
 
-    `steps` follow the cut by the default criterion with compensation, each on its own.
+    `steps` follow the cut by the default criterion with compensation, each on its own; so do `distill` gradient steps
+    towards the original's outputs on the samples, as `toolchain shrink --distill` takes them.
     """
 
     model: Path
@@ -43,6 +44,7 @@ class Sweep:
     seed: int = 0
     threads: int = 1
     steps: tuple[Step, ...] = ()
+    distill: int = 0
 
 
 def sweep_rows(sweep: Sweep, score: Score, folder: Path) -> Iterator[Row]:
@@ -77,6 +79,11 @@ def sweep_rows(sweep: Sweep, score: Score, folder: Path) -> Iterator[Row]:
             yield {**cut, "held_out_error": result.pruned.error, **score(file)}
             if pruning.criterion == "reconstruct" and pruning.compensate:
                 yield from _after(file, folder, sweep.steps, cut, score)
+                if sweep.distill:
+                    target = folder / f"{file.stem}-distilled.onnx"
+                    taught = replace(asked, distill=sweep.distill)
+                    shrink(sweep.model, target, carried=sweep.carried, pruning=taught, analysis=analysis)
+                    yield _row_after(target, f"distilled, {sweep.distill} steps", cut, score)
 
 
 def _after(file: Path, folder: Path, steps: Sequence[Step], row: Row, score: Score) -> Iterator[Row]:
@@ -84,7 +91,11 @@ def _after(file: Path, folder: Path, steps: Sequence[Step], row: Row, score: Sco
     for step in steps:
         target = folder / f"{file.stem}-{step.name.replace(' ', '-')}.onnx"
         step.make(file, target)
-        yield {**row, "then": step.name, "bytes": read_interface(target).file_bytes, **score(target)}
+        yield _row_after(target, step.name, row, score)
+
+
+def _row_after(file: Path, what: str, row: Row, score: Score) -> Row:
+    return {**row, "then": what, "bytes": read_interface(file).file_bytes, **score(file)}
 
 
 def _methods(sweep: Sweep) -> Iterator[Pruning]:

@@ -14,6 +14,7 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from importlib.metadata import version
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -51,6 +52,10 @@ def _numbers(ctx: click.Context, parameter: click.Parameter, value: str) -> tupl
         raise click.BadParameter(f"{value!r}: expected numbers with commas between them, as 0.25,0.5") from error
 
 
+_DISTILL = click.option("--distill", default=0, show_default=True, type=click.IntRange(min=0), metavar="STEPS",
+                        help="Also take so many gradient steps after what reconstruct makes.")  # fmt: skip
+
+
 @click.group()
 def main() -> None:
     """Measure one-shot pruning and write what was found as CSV."""
@@ -61,25 +66,31 @@ def main() -> None:
 @click.option("--ratios", default=REAL_RATIOS, show_default=True, callback=_numbers)
 @click.option("--calls", type=click.IntRange(min=2), help="Samples, a fifth of them held out [each model's own].")
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0))
+@_DISTILL
 @click.option("--speed", is_flag=True, help="Also measure what reconstruct makes in ONNX Runtime.")
 @click.option(
     "-o", "--output", default=RESULTS / "oneshot_real.csv", show_default=True, type=click.Path(path_type=Path)
 )
 def real(
-    only: tuple[str, ...], ratios: tuple[float, ...], calls: int | None, seed: int, speed: bool, output: Path
-) -> None:
+    only: tuple[str, ...], ratios: tuple[float, ...], calls: int | None, seed: int, distill: int, speed: bool,
+    output: Path,
+) -> None:  # fmt: skip
     """Prune models that nobody here trained, on synthetic samples of the right kind."""
     cases = [case for case in CASES if not only or case.name in only]
-    _append(output, REAL, (row for case in cases for row in _real_rows(case, ratios, calls or case.calls, seed, speed)))
+    rows = (_real_rows(case, ratios, calls or case.calls, seed, distill, speed) for case in cases)
+    _append(output, REAL, chain.from_iterable(rows))
 
 
-def _real_rows(case: RealCase, ratios: tuple[float, ...], calls: int, seed: int, speed: bool) -> Iterator[Row]:
+def _real_rows(
+    case: RealCase, ratios: tuple[float, ...], calls: int, seed: int, distill: int, speed: bool
+) -> Iterator[Row]:
     with tempfile.TemporaryDirectory(prefix="toolchain-") as folder:
         samples, models = Path(folder) / "samples", Path(folder) / "models"
         samples.mkdir()
         models.mkdir()
         source = str(save_streams(case.streams(calls, seed), samples))
-        sweep = Sweep(model=case.file, calibration=source, ratios=ratios, carried=case.carried, seed=seed)
+        sweep = Sweep(model=case.file, calibration=source, ratios=ratios, carried=case.carried, seed=seed,
+                      distill=distill)  # fmt: skip
         score = _timed(case.file, score_against(case.file, source, case), seed) if speed else \
             score_against(case.file, source, case)  # fmt: skip
         for row in sweep_rows(sweep, score, models):
@@ -94,6 +105,7 @@ def _real_rows(case: RealCase, ratios: tuple[float, ...], calls: int, seed: int,
 @click.option("--tokens", default=20_000, show_default=True, type=click.IntRange(min=400), help="To decide with.")
 @click.option("--ratios", default=LANGUAGE_RATIOS, show_default=True, callback=_numbers)
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0))
+@_DISTILL
 @click.option("--speed", is_flag=True, help="Also measure what reconstruct makes in ONNX Runtime.")
 @click.option("--int8", "quantise", is_flag=True, help="Also quantize the dense one and what reconstruct makes.")
 @click.option("--fine-tune", metavar="RECIPE", help="Also train what reconstruct makes for one more epoch.")
@@ -102,7 +114,8 @@ def _real_rows(case: RealCase, ratios: tuple[float, ...], calls: int, seed: int,
               type=click.Path(path_type=Path))  # fmt: skip
 def language(
     model: Path, corpus: str, data: Path | None, vocabulary_size: int | None, tokens: int, ratios: tuple[float, ...],
-    seed: int, speed: bool, quantise: bool, fine_tune: str | None, settings: tuple[str, ...], output: Path,
+    seed: int, distill: int, speed: bool, quantise: bool, fine_tune: str | None, settings: tuple[str, ...],
+    output: Path,
 ) -> None:  # fmt: skip
     """Prune the dense language model MODEL and take the test perplexity of each result."""
     from toolchain.models.text import load_corpus
@@ -111,7 +124,8 @@ def language(
     steps = [int8()] if quantise else []
     if fine_tune is not None:
         steps.append(epoch(fine_tune, settings, data=data))
-    sweep = Sweep(model=model, calibration="", ratios=ratios, seed=seed, steps=tuple(steps))
+    sweep = Sweep(model=model, calibration="", ratios=ratios, seed=seed, steps=tuple(steps),
+                  distill=distill)  # fmt: skip
     _append(output, LANGUAGE, _language_rows(sweep, text, tokens, speed))
 
 

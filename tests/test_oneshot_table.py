@@ -185,6 +185,18 @@ def test_what_follows_the_cut_has_a_row_of_its_own_and_no_error_of_the_cut(tmp_p
     assert all(row["bytes"] == (tmp_path / row["file"]).stat().st_size for row in rows)
 
 
+def test_gradient_steps_after_the_cut_have_a_row_whose_file_they_changed(tmp_path: Path) -> None:
+    sweep = Sweep(model=stacked(tmp_path / "m.onnx", "LSTM"), calibration=_samples(tmp_path, calls=60), ratios=(0.75,),
+                  criteria=("reconstruct",), distill=30)  # fmt: skip
+    rows = list(sweep_rows(sweep, lambda file: {"file": file.name}, tmp_path))
+    assert [(row.get("compensated"), row.get("then")) for row in rows] == [
+        (None, None), (True, None), (True, "distilled, 30 steps"), (False, None),
+    ]  # fmt: skip
+    cut, distilled = rows[1:3]
+    assert distilled["hidden_sizes"] == cut["hidden_sizes"]
+    assert (tmp_path / distilled["file"]).read_bytes() != (tmp_path / cut["file"]).read_bytes()
+
+
 def test_an_epoch_that_fails_is_named_with_its_reason(tmp_path: Path) -> None:
     model = stacked(tmp_path / "m.onnx", "LSTM")
     with pytest.raises(BenchError, match=r"^m\.onnx: an epoch of training failed: .*m\.onnx"):
