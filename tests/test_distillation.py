@@ -20,7 +20,7 @@ from toolchain.interface import read_interface
 from toolchain.oneshot.calibration import Calibration, run_calls, split
 from toolchain.oneshot.distillation import DistillationResult, distil, trained_weights
 from toolchain.oneshot.gradient_steps import structural_mask
-from toolchain.oneshot.output_error import output_kinds, spreads
+from toolchain.oneshot.output_error import output_kinds, output_statistics
 from toolchain.oneshot.selection import Probe
 from toolchain.runtime import open_session
 
@@ -85,7 +85,7 @@ def distilled(
     kinds = output_kinds(model.graph, interface, carried)
     answers = run_calls(session, samples(original, carried), list(kinds))
     probe = Probe(calibration=held, expected=tuple(run_calls(session, held, list(kinds))), kinds=kinds,
-                  spreads=spreads(answers, kinds))  # fmt: skip
+                  spreads=output_statistics(answers, kinds).spreads)  # fmt: skip
     before = ir.to_proto(model).SerializeToString(deterministic=True)
     result = distil(model, session, interface=interface, fit=fit, held_out=probe, steps=steps, threads=1,
                     learning_rate=learning_rate,

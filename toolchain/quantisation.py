@@ -34,7 +34,7 @@ from toolchain.graph.program import StatePair
 from toolchain.graph.quantisable import NodeKept, NodeQuantised, QuantisationPlan, plan_quantisation
 from toolchain.interface import ModelInterface, read_interface
 from toolchain.oneshot.calibration import RANDOM, Calibration, random_calibration, run_calls
-from toolchain.oneshot.output_error import Kind, output_kinds, spreads
+from toolchain.oneshot.output_error import Kind, output_kinds, output_statistics
 from toolchain.oneshot.output_error import OutputError as ErrorSum
 from toolchain.recurrent import slot
 from toolchain.runtime import first_line, open_session
@@ -270,7 +270,8 @@ def _error(
     names = list(kinds)
     sessions = [open_session(model, threads=threads) for model in (path, smaller)]
     try:
-        total = ErrorSum(kinds, spreads(run_calls(sessions[0], samples, names), kinds))
+        spreads = output_statistics(run_calls(sessions[0], samples, names), kinds).spreads
+        total = ErrorSum(kinds, spreads)
         for wanted, got in zip(*(run_calls(session, judged, names) for session in sessions), strict=True):
             total.add(wanted, got)
     except CalibrationError as error:

@@ -18,7 +18,9 @@ from toolchain.oneshot.elimination import OUTSIDE, Elimination, LinearReader, el
 from toolchain.oneshot.matrices import Matrix, Source
 from toolchain.oneshot.moments import Moments
 from toolchain.oneshot.neurons import NeuronGroup
+from toolchain.oneshot.predictions import weighed
 
+FloatArray = npt.NDArray[np.float64]
 CRITERIA = ("reconstruct", "magnitude", "activation", "random")
 
 
@@ -30,6 +32,7 @@ def order_of(
     *,
     criterion: str,
     seed: int,
+    predictions: Mapping[Matrix, FloatArray],
 ) -> Elimination:
     """Return a group's candidates, the first to go first, and the loss after each.
 
@@ -40,12 +43,13 @@ def order_of(
         moments: of the matrices' sources.
         criterion: one of `CRITERIA`.
         seed: of `random`.
+        predictions: see `predictions.class_predictions`.
     """
     candidate = np.full(labels.size, OUTSIDE, dtype=np.intp)
     candidate[group.candidates] = np.arange(group.candidates.size)
     rows = [candidate[labels[matrix.rows]] for matrix in matrices]
     if criterion == "reconstruct":
-        return eliminate(_readers(matrices, rows, moments), group.sides)
+        return eliminate(_readers(matrices, rows, moments, predictions), group.sides)
     scores = np.zeros(group.candidates.size)
     if criterion == "random":
         scores += np.random.default_rng(seed).random(scores.size)
@@ -60,12 +64,17 @@ def order_of(
 
 
 def _readers(
-    matrices: Sequence[Matrix], rows: Sequence[npt.NDArray[np.intp]], moments: Mapping[Source, Moments]
+    matrices: Sequence[Matrix],
+    rows: Sequence[npt.NDArray[np.intp]],
+    moments: Mapping[Source, Moments],
+    predictions: Mapping[Matrix, FloatArray],
 ) -> list[LinearReader]:
     """Merge matrices that read the same rows: one covariance, what they say side by side."""
     merged: dict[tuple[Source, bytes], LinearReader] = {}
     for matrix, candidate in zip(matrices, rows, strict=True):
         weights = matrix.weights().astype(np.float64)
+        if matrix in predictions:
+            weights = weighed(weights, predictions[matrix])
         key = matrix.source, candidate.tobytes()
         gram = weights @ weights.T
         if key in merged:

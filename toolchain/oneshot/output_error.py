@@ -14,6 +14,7 @@ a Softmax or LogSoftmax over its last axis, or is as wide as the table of token 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -25,6 +26,7 @@ from toolchain.oneshot.calibration import Arrays, Calibration, run_calls
 
 Kind = Literal["squares", "scores", "log_probabilities", "probabilities"]
 FloatArray = npt.NDArray[np.float64]
+SOFTMAXES: Mapping[str, Kind] = {"Softmax": "probabilities", "LogSoftmax": "log_probabilities"}
 TINY = float(np.finfo(np.float32).tiny)
 
 
@@ -37,21 +39,37 @@ def output_kinds(graph: ir.Graph, interface: ModelInterface, carried: Sequence[t
 
 def _kind(value: ir.Value, words: set[int]) -> Kind:
     producer = value.producer()
-    if producer is not None and producer.op_type in ("Softmax", "LogSoftmax"):
-        return "probabilities" if producer.op_type == "Softmax" else "log_probabilities"
+    if producer is not None and producer.op_type in SOFTMAXES:
+        return SOFTMAXES[producer.op_type]
     width = value.shape[-1] if value.shape is not None and len(value.shape) > 1 else None
     return "scores" if width in words else "squares"
 
 
-def spreads(answers: Iterable[Arrays], kinds: Mapping[str, Kind]) -> dict[str, float]:
-    """Return what differences are divided by: variance or entropy of each output that holds numbers, over all calls."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OutputStatistics:
+    """What is known of the outputs that hold numbers, by name, over all calls.
+
+    `spreads` are what differences are divided by, variances or entropies; `predictions` are the average predictions of
+    the scores among them, shape `[num_classes]`, each adding up to 1.
+    """
+
+    spreads: dict[str, float]
+    predictions: dict[str, FloatArray]
+
+
+def output_statistics(answers: Iterable[Arrays], kinds: Mapping[str, Kind]) -> OutputStatistics:
+    """Add up the answers of all calls; none of them is kept."""
     sums: dict[str, list[Any]] = {name: [0, 0.0, 0.0] for name in kinds}
     for answer in answers:
         for name, kind in kinds.items():
             if _holds_numbers(answer[name]):
                 for index, term in enumerate(_spread_terms(_scores(answer[name], kind), kind)):
                     sums[name][index] = sums[name][index] + term
-    return {name: _spread(kinds[name], *terms) for name, terms in sums.items() if terms[0]}
+    found = {name: terms for name, terms in sums.items() if terms[0]}
+    return OutputStatistics(
+        spreads={name: _spread(kinds[name], *terms) for name, terms in found.items()},
+        predictions={name: terms[1] / terms[0] for name, terms in found.items() if kinds[name] != "squares"},
+    )
 
 
 class OutputError:

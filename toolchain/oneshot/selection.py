@@ -22,14 +22,15 @@ from toolchain.graph.carried import find_state
 from toolchain.graph.costs import multiply_adds, parameters
 from toolchain.graph.loading import save_model
 from toolchain.interface import ModelInterface
-from toolchain.oneshot.allocation import Counts, Curve, descend, predicted_error, scaled_curve
+from toolchain.oneshot.allocation import Counts, Curve, FloatArray, descend, predicted_error, scaled_curve
 from toolchain.oneshot.calibration import RANDOM, Arrays, Calibration, limited, run_calls, split
 from toolchain.oneshot.compensation import give_up
 from toolchain.oneshot.criteria import order_of
 from toolchain.oneshot.elimination import Elimination
 from toolchain.oneshot.matrices import Source
 from toolchain.oneshot.moments import RIDGE, Moments, watch
-from toolchain.oneshot.output_error import Kind, compare, output_kinds, spreads
+from toolchain.oneshot.output_error import Kind, OutputStatistics, compare, output_kinds, output_statistics
+from toolchain.oneshot.predictions import class_predictions
 from toolchain.oneshot.rotation import rotate_tables
 from toolchain.oneshot.sizes import SizeModel, size_model
 from toolchain.oneshot.survey import Survey, survey
@@ -95,7 +96,10 @@ class GroupAnalysis:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Analysis:
-    """Every group of a model, its costs, and what both were measured on; `rows` are the steps that were watched."""
+    """Every group of a model, its costs, and what both were measured on; `rows` are the steps that were watched.
+
+    `predictions` are those of the original on average, by output (see `OutputStatistics`).
+    """
 
     method: Method
     carried: tuple[StatePair, ...]
@@ -105,6 +109,7 @@ class Analysis:
     sizes: SizeModel
     columns: bool
     rows: int
+    predictions: Mapping[str, FloatArray]
 
     @property
     def holds_out(self) -> bool:
@@ -142,12 +147,14 @@ def analyse(
     readers = {id(m): m for group in surveyed.groups for m in surveyed.readers(group)}
     moments = watch(model, tuple(readers.values()), fit, threads=method.threads, ridge=method.ridge)
     kinds = output_kinds(model.graph, interface, calibration.carried)
-    probe, unseen = _probes(model, calibration, (limited(fit, _probe_calls(fit)), held_out), kinds, method.threads)
+    parts = limited(fit, _probe_calls(fit)), held_out
+    statistics, (probe, unseen) = _probes(model, calibration, parts, kinds, method.threads)
+    predictions = class_predictions(surveyed, statistics.predictions)
     groups = []
     for number, group in enumerate(surveyed.groups):
         progress(f"measuring what {', '.join(group.nodes)} can give up")
         elimination = order_of(group, surveyed.readers(group), surveyed.labels, moments, criterion=method.criterion,
-                               seed=method.seed)  # fmt: skip
+                               seed=method.seed, predictions=predictions)  # fmt: skip
         measured = _measured(surveyed, number, elimination, moments, probe, method, columns)
         groups.append(
             GroupAnalysis(nodes=group.nodes, recurrent=group.recurrent, size=group.size, sides=group.directions,
@@ -159,7 +166,7 @@ def analyse(
                        multiply_adds=multiply_adds(model.graph), parameters=parameters(model.graph))  # fmt: skip
     rows = min(seen.count for source, seen in moments.items() if source.direction is not None)
     return Analysis(method=method, carried=calibration.carried, fit=fit, held_out=unseen, groups=tuple(groups),
-                    sizes=sizes, columns=columns, rows=rows)  # fmt: skip
+                    sizes=sizes, columns=columns, rows=rows, predictions=statistics.predictions)  # fmt: skip
 
 
 def _remedy(model: ir.Model, calibration: Calibration) -> str:
@@ -177,13 +184,14 @@ def _probes(
     parts: Sequence[Calibration],
     kinds: Mapping[str, Kind],
     threads: int | None,
-) -> list[Probe]:
-    """Ask the original for its outputs on parts of the samples; the spreads are those over all of them."""
+) -> tuple[OutputStatistics, list[Probe]]:
+    """Ask the original for its outputs on parts of the samples; the statistics are those over all of them."""
     names = list(kinds)
     with opened(model, threads) as session:
-        spread = spreads(run_calls(session, calibration, names), kinds)
-        return [Probe(calibration=part, expected=tuple(run_calls(session, part, names)), kinds=kinds, spreads=spread)
-                for part in parts]  # fmt: skip
+        statistics = output_statistics(run_calls(session, calibration, names), kinds)
+        probes = [Probe(calibration=part, expected=tuple(run_calls(session, part, names)), kinds=kinds,
+                        spreads=statistics.spreads) for part in parts]  # fmt: skip
+    return statistics, probes
 
 
 def _probe_calls(fit: Calibration) -> int:
@@ -266,6 +274,7 @@ def commit(model: ir.Model, analysis: Analysis, counts: Counts, progress: Progre
     """Give neurons up in the model itself, from the input on, watching again what lower layers have changed."""
     method = analysis.method
     surveyed = survey(model, analysis.carried, columns=analysis.columns)
+    predictions = class_predictions(surveyed, analysis.predictions)
     for number, (group, count) in enumerate(zip(surveyed.groups, counts, strict=True)):
         if not count:
             continue
@@ -277,7 +286,7 @@ def commit(model: ir.Model, analysis: Analysis, counts: Counts, progress: Progre
             moments = watch(model, readers, analysis.fit, threads=method.threads, ridge=method.ridge)
         if method.criterion == "reconstruct":
             order = order_of(group, readers, surveyed.labels, moments, criterion=method.criterion,
-                             seed=method.seed).order  # fmt: skip
+                             seed=method.seed, predictions=predictions).order  # fmt: skip
         give_up(model.graph, readers, surveyed.labels, group.candidates[order[:count]], moments,
                 compensate=method.compensate)  # fmt: skip
 
