@@ -14,7 +14,6 @@ text in ONNX Runtime. A file whose SHA-256 is on record already keeps its perple
 from __future__ import annotations
 
 import re
-import shutil
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -30,7 +29,7 @@ from .plan import Effort
 from .random_lm import write_language_model
 from .recipe_changes import recipe_changes
 from .record import record_row
-from .result_file import ORIGIN, RESULTS, Row, origin, read_rows, record_rows, sha256_of
+from .result_file import ORIGIN, RESULTS, Row, check_kept, keep_model, origin, read_rows, record_rows, sha256_of
 from .shrunk_files import SIZES, shrunk_files
 from .timing import Shape, time_models
 
@@ -179,9 +178,7 @@ def main(
     chosen = [read_member(text) for text in members]
     if twice := [member.name for member in chosen if [other.name for other in chosen].count(member.name) > 1]:
         raise BenchError(f"{twice[0]}: is the name of two members; expected different ones. Rename a folder or file.")
-    names = [f"{member.name}{suffix}" for member in chosen for suffix in ("", ".int8")]
-    if unknown := [name for name in keep if name not in names]:
-        raise BenchError(f"--keep {unknown[0]}: is no file of this table; expected one of {', '.join(names)}.")
+    check_kept(keep, [member.name for member in chosen])
     texts, recorded = read_texts(chosen, data), read_rows(output)
     named = {str(output): str(RESULTS / output.name)} | ({} if data is None else {str(data): "FOLDER"})
     here = origin("toolchain.bench.paper_table", sys.argv[1:], folders=named)
@@ -197,20 +194,13 @@ def main(
                               **changes_of(member, recipe), **sizes, **quality, **here}  # fmt: skip
                 if sizes["weights"] == "int8":
                     rows[name]["published_perplexity"] = None  # they published the float network
-                rows[name]["model"] = _keep(file, output.parent, recipe) if name in keep else None
+                rows[name]["model"] = keep_model(file, output.parent, recipe) if name in keep else None
                 files[name] = file
                 click.echo(f"{name}: test perplexity {rows[name].get('test_perplexity', 'not measured')}", err=True)
         if not untimed:
             for name, times in time_models(files, SHAPES, Effort(processes=processes, seconds=seconds)).items():
                 rows[name] |= {**times, "baseline": chosen[0].name}
     record_rows(output, FIELDS, KEY, list(rows.values()))
-
-
-def _keep(file: Path, results: Path, recipe: str) -> Path:
-    model = Path("models") / recipe / file.name
-    (results / model).parent.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(file, results / model)
-    return model
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import csv
 import hashlib
 import io
 import shlex
+import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
@@ -78,6 +79,25 @@ def record_rows(path: Path, fields: Sequence[str], key: Sequence[str], rows: Seq
     writer.writerows(row for row in known if tuple(row[name] for name in key) not in new)
     writer.writerows(added)
     write_text(path, text.getvalue())
+
+
+def check_kept(wanted: Sequence[str], members: Sequence[str]) -> None:
+    """Refuse a file to keep that no member of a table makes.
+
+    Raises:
+        BenchError: it is neither NAME nor NAME.int8 of a member.
+    """
+    names = [f"{member}{suffix}" for member in members for suffix in ("", ".int8")]
+    if unknown := [name for name in wanted if name not in names]:
+        raise BenchError(f"--keep {unknown[0]}: is no file of this table; expected one of {', '.join(names)}.")
+
+
+def keep_model(file: Path, results: Path, group: str) -> Path:
+    """Copy a model beside the results, for `make verify-results`; return its path from there."""
+    model = Path("models") / group / file.name
+    (results / model).parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(file, results / model)
+    return model
 
 
 def sha256_of(path: Path) -> str:

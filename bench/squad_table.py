@@ -25,7 +25,7 @@ from toolchain.errors import ToolchainError
 
 from .plan import Effort
 from .record import record_row
-from .result_file import ORIGIN, RESULTS, Row, origin, read_rows, record_rows, sha256_of
+from .result_file import ORIGIN, RESULTS, Row, check_kept, keep_model, origin, read_rows, record_rows, sha256_of
 from .shrunk_files import SIZES, shrunk_files
 from .timing import COLUMNS, time_on_inputs
 
@@ -35,7 +35,7 @@ SCORES = ("exact_match", "f1")
 TIMES = tuple(f"{name}_{column}" for name in QUANTILES for column in ("words", *COLUMNS))
 TRAINING = ("corpus", "epochs", "keep", "dropout", "precision", "training_s", "training_threads", "trained_with")
 FIELDS = ("run", "method", "weights", "seed", "test_questions", *SCORES, *SIZES, *TIMES, "baseline", *TRAINING,
-          *ORIGIN, "sha256")  # fmt: skip
+          *ORIGIN, "model", "sha256")  # fmt: skip
 
 
 def write_questions(corpus: Any, folder: Path) -> dict[str, tuple[Path, int]]:
@@ -63,15 +63,18 @@ def time_readers(files: Mapping[str, Path], corpus: Any, folder: Path, effort: E
 @click.option("--data", required=True, type=click.Path(path_type=Path), help="Where the questions lie.")
 @click.option("-o", "--output", default=RESULTS / "squad.csv", show_default=True, type=click.Path(path_type=Path))
 @click.option("--int8/--no-int8", default=True, show_default=True, help="Also the 8-bit copy of each.")
+@click.option("--keep", multiple=True, help="Keep this file, NAME or NAME.int8, beside the results, for verification.")
 @click.option("--untimed", is_flag=True, help="Leave the columns of times empty.")
 @click.option("--seconds", default=3.0, show_default=True, type=click.FloatRange(min=0.1), help="A model and question.")
 @click.option("--processes", default=8, show_default=True, type=click.IntRange(min=1))
 def main(
-    runs: tuple[Path, ...], data: Path, output: Path, int8: bool, untimed: bool, seconds: float, processes: int,
+    runs: tuple[Path, ...], data: Path, output: Path, int8: bool, keep: tuple[str, ...], untimed: bool, seconds: float,
+    processes: int,
 ) -> None:  # fmt: skip
     """Record RUNS, the dense one first."""
     from toolchain.training.recipe_files import load_recipe
 
+    check_kept(keep, [run.name for run in runs])
     section = load_recipe(runs[0] / "recipe.toml").data
     corpus = import_module("toolchain.models.squad").load_squad(folder=data, vocabulary_size=section.vocabulary_size)
     recorded = read_rows(output)
@@ -88,8 +91,9 @@ def main(
             facts["trained_with"] = facts["versions"]
             facts = {name: facts[name] for name in ("run", "method", "seed", "test_questions", *TRAINING)}
             for file, sizes in shrunk_files(run.name, run / "model.onnx", Path(folder), int8=int8):
-                name = file.stem
+                name = file.name.removesuffix(".onnx")
                 rows[name] = {**facts, **sizes, **_scores(file, corpus, recorded), **here}
+                rows[name]["model"] = keep_model(file, output.parent, "squad") if name in keep else None
                 files[name] = file
                 click.echo(f"{name}: exact match {rows[name]['exact_match']}, F1 {rows[name]['f1']}", err=True)
         if not untimed:

@@ -32,6 +32,7 @@ from .vowels import accuracy
 RELATIVE, ONE_UTTERANCE = 1e-3, 1 / 370
 SLOWEST = 2 / 3  # of the speedup on record: processors differ by less, a model that lost its speedup does not reach it
 EFFORT = Effort(processes=3, seconds=0.5)  # a second for a model and shape, with starts and warm-up
+SHAPES: Mapping[str, tuple[Shape, ...]] = {"vowels.csv": VOWELS_SHAPES, "squad.csv": ()}
 PASSED, FAILED, UNCHECKED = "ok", "FAILED", "not checked"
 
 Row = Mapping[str, str]
@@ -64,8 +65,8 @@ def check_file(row: Row, results: Path) -> Check:
 
 
 def check_quality(row: Row, results: Path, data: Path | None) -> Check:
-    """Compute the accuracy or perplexity of a kept model again."""
-    measured = _accuracies if "test_accuracy" in row else _perplexities
+    """Compute the accuracy, perplexity or F1 of a kept model again."""
+    measured = _accuracies if "test_accuracy" in row else _scores if "f1" in row else _perplexities
     try:
         found = measured(row, results / row["model"], data)
     except ToolchainError as error:
@@ -78,7 +79,14 @@ def check_quality(row: Row, results: Path, data: Path | None) -> Check:
 
 
 def check_speed(rows: list[Row], results: Path, shapes: tuple[Shape, ...]) -> Iterator[Check]:
-    """Measure kept models against their baseline, in one interleaved run."""
+    """Measure kept models against their baseline, in one interleaved run.
+
+    Without shapes, as of readers, which read real paragraphs, nothing is measured and that is said.
+    """
+    if not shapes:
+        why = "speedup: no fixed shapes; toolchain.bench.squad_table measures readers"
+        yield from (Check(model=row["model"], verdict=UNCHECKED, text=why) for row in rows)
+        return
     files = {_name(row): results / row["model"] for row in rows}
     for baseline, group in groupby(rows, key=lambda row: row["baseline"]):
         members = list(group)
@@ -132,20 +140,36 @@ def _perplexities(row: Row, file: Path, data: Path | None) -> dict[str, tuple[fl
     return {"test_perplexity": (value, RELATIVE * value)}
 
 
+def _scores(row: Row, file: Path, data: Path | None) -> dict[str, tuple[float, float]]:
+    """Answer the test questions again.
+
+    Raises:
+        ToolchainError: the questions are not at hand.
+    """
+    if data is None:
+        raise BenchError("squad: SQuAD was not named; expected its folder. Pass `--data FOLDER`.")
+    corpus = import_module("toolchain.models.squad").load_squad(folder=data)
+    if not row["corpus"].startswith(corpus.origin):
+        raise BenchError(f"squad: the questions here are {corpus.origin}; expected {row['corpus']}.")
+    found = import_module("toolchain.models.squad_evaluation").onnx_scores(file, corpus, corpus.test, threads=1)
+    one_question = 100 / len(corpus.test)
+    return {"exact_match": (found.exact_match, one_question), "f1": (found.f1, one_question)}
+
+
 def _name(row: Row) -> str:
     return Path(row["model"]).name.removesuffix(".onnx")
 
 
 @click.command()
 @click.option("--results", default=RESULTS, show_default=True, type=click.Path(path_type=Path, exists=True))
-@click.option("--data", type=click.Path(path_type=Path), help="Where the files of Penn Treebank lie.")
+@click.option("--data", type=click.Path(path_type=Path), help="Where the files of Penn Treebank and SQuAD lie.")
 def main(results: Path, data: Path | None) -> None:
     """Check every kept model against what is on record."""
     failed = number = 0
     for name, rows in kept_rows(results).items():
         files = [check_file(row, results) for row in rows]
         whole = [row for row, check in zip(rows, files, strict=True) if check.verdict == PASSED]
-        shapes = VOWELS_SHAPES if name == "vowels.csv" else LANGUAGE_SHAPES
+        shapes = SHAPES.get(name, LANGUAGE_SHAPES)
         for check in (*files, *(check_quality(row, results, data) for row in whole),
                       *check_speed(whole, results, shapes)):  # fmt: skip
             click.echo(f"{check.verdict}: {check.model}: {check.text}")

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 import tiny_squad
 from click.testing import CliRunner
-from toolchain.bench import squad_table
-from toolchain.bench.squad_table import FIELDS, QUANTILES, write_questions
+from toolchain.bench import squad_table, verify_results
+from toolchain.bench.result_file import record_rows
+from toolchain.bench.squad_table import FIELDS, KEY, QUANTILES, write_questions
 from toolchain.models.squad import load_squad
 from toolchain.models.squad_evaluation import onnx_scores
 
@@ -54,7 +55,8 @@ def record(*arguments: str) -> list[dict[str, str]]:
 
 
 def test_a_row_holds_every_column_and_the_scores_are_those_of_the_file() -> None:
-    rows = record("runs/dense", "runs/gated", "runs/lasso", "--seconds", "0.1", "--processes", "2")
+    rows = record("runs/dense", "runs/gated", "runs/lasso", "--seconds", "0.1", "--processes", "2", "--int8",
+                  *(f"--keep={name}{suffix}" for name in METHODS for suffix in ("", ".int8")))  # fmt: skip
     found = {(row["run"], row["weights"]): row for row in rows}
     assert {run for run, _ in found} == set(METHODS)
     for row in rows:
@@ -72,6 +74,31 @@ def test_a_row_holds_every_column_and_the_scores_are_those_of_the_file() -> None
     scores = onnx_scores(kept, corpus, corpus.test)
     assert (float(gated["exact_match"]), float(gated["f1"])) == pytest.approx((scores.exact_match, scores.f1), rel=1e-4)
     assert int(dense["test_questions"]) == len(corpus.test)
+
+
+def test_a_kept_reader_answers_the_questions_again_and_a_better_record_fails() -> None:
+    Path("results/squad.csv").unlink(missing_ok=True)
+    (row,) = (row for row in record("runs/gated", "--untimed", "--keep", "gated.int8") if row["model"])
+    assert row["weights"] == "int8"
+    command = ["--results", "results", "--data", "squad"]
+    done = CliRunner().invoke(verify_results.main, command)
+    assert done.exit_code == 0, done.output
+    assert f"ok: models/squad/gated.int8.onnx: sha256 {row['sha256'][:12]}" in done.output
+    assert f"; f1 {float(row['f1']):.5g}, on record {row['f1']}" in done.output
+    assert "not checked: models/squad/gated.int8.onnx: speedup: no fixed shapes" in done.output
+    record_rows(Path("results/squad.csv"), FIELDS, KEY, [row | {"f1": str(float(row["f1"]) + 20)}])
+    failed = CliRunner().invoke(verify_results.main, command)
+    assert isinstance(failed.exception, BenchError)
+    assert "not checked: models/squad/gated.int8.onnx: squad: SQuAD was not named" in CliRunner().invoke(
+        verify_results.main, command[:2]
+    ).output  # fmt: skip
+
+
+def test_a_file_to_keep_that_no_member_makes_is_refused() -> None:
+    with pytest.raises(
+        BenchError, match=r"^--keep dance: is no file of this table; expected one of dense, dense\.int8\."
+    ):
+        record("runs/dense", "--keep", "dance")
 
 
 def test_readers_are_timed_on_paragraphs_of_median_length_and_on_long_ones(tmp_path: Path) -> None:
