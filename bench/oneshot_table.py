@@ -8,7 +8,6 @@ Errors and perplexities do not depend on how busy the machine is; `--speed` does
 
 from __future__ import annotations
 
-import csv
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -22,19 +21,21 @@ import click
 import numpy as np
 
 from toolchain.errors import ToolchainError
+from toolchain.oneshot.criteria import CRITERIA
 
 from .oneshot_real import CASES, RealCase, score_against
 from .oneshot_steps import epoch, int8
 from .oneshot_sweep import Row, Score, Sweep, sweep_rows
 from .real_samples import save_streams
+from .result_file import RESULTS, record_rows
 from .runner import describe_machine
 
 if TYPE_CHECKING:
     from toolchain.models.text import Corpus
 
-RESULTS = Path("bench/results")
 METHOD = ("criterion", "compensated", "ratio", "then", "hidden_sizes", "parameters", "multiply_adds", "bytes",
           "held_out_error")  # fmt: skip
+KEY = ("model", "criterion", "compensated", "ratio", "then")
 RECORD = ("calls", "seed", "versions", "cpu", "command")
 SPEED = ("speedup", "speedup_low", "speedup_high")
 REAL = ("model", "package", *METHOD, "output_nmse", "same_decision", *SPEED, *RECORD)
@@ -78,7 +79,7 @@ def real(
     """Prune models that nobody here trained, on synthetic samples of the right kind."""
     cases = [case for case in CASES if not only or case.name in only]
     rows = (_real_rows(case, ratios, calls or case.calls, seed, distill, speed) for case in cases)
-    _append(output, REAL, chain.from_iterable(rows))
+    _record_each(output, REAL, chain.from_iterable(rows))
 
 
 def _real_rows(
@@ -107,6 +108,7 @@ def _real_rows(
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0))
 @_DISTILL
 @click.option("--speed", is_flag=True, help="Also measure what reconstruct makes in ONNX Runtime.")
+@click.option("--criterion", "criteria", multiple=True, type=click.Choice(CRITERIA), help="These alone.")
 @click.option("--int8", "quantise", is_flag=True, help="Also quantize the dense one and what reconstruct makes.")
 @click.option("--fine-tune", metavar="RECIPE", help="Also train what reconstruct makes for one more epoch.")
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Of that epoch's recipe.")
@@ -114,8 +116,8 @@ def _real_rows(
               type=click.Path(path_type=Path))  # fmt: skip
 def language(
     model: Path, corpus: str, data: Path | None, vocabulary_size: int | None, tokens: int, ratios: tuple[float, ...],
-    seed: int, distill: int, speed: bool, quantise: bool, fine_tune: str | None, settings: tuple[str, ...],
-    output: Path,
+    seed: int, distill: int, speed: bool, criteria: tuple[str, ...], quantise: bool, fine_tune: str | None,
+    settings: tuple[str, ...], output: Path,
 ) -> None:  # fmt: skip
     """Prune the dense language model MODEL and take the test perplexity of each result."""
     from toolchain.models.text import load_corpus
@@ -124,9 +126,9 @@ def language(
     steps = [int8()] if quantise else []
     if fine_tune is not None:
         steps.append(epoch(fine_tune, settings, data=data))
-    sweep = Sweep(model=model, calibration="", ratios=ratios, seed=seed, steps=tuple(steps),
-                  distill=distill)  # fmt: skip
-    _append(output, LANGUAGE, _language_rows(sweep, text, tokens, speed))
+    sweep = Sweep(model=model, calibration="", ratios=ratios, criteria=criteria or CRITERIA, seed=seed,
+                  steps=tuple(steps), distill=distill)  # fmt: skip
+    _record_each(output, LANGUAGE, _language_rows(sweep, text, tokens, speed))
 
 
 def _language_rows(sweep: Sweep, text: Corpus, tokens: int, speed: bool) -> Iterator[Row]:
@@ -175,22 +177,13 @@ def _record(calls: int, seed: int) -> Row:
             "command": " ".join(["python -m toolchain.bench.oneshot_table", *sys.argv[1:]])}  # fmt: skip
 
 
-def _append(path: Path, fields: tuple[str, ...], rows: Iterable[Row]) -> None:
-    """Add rows to a CSV file as they come, a heading first where there is none."""
-    new = not path.is_file() or not path.stat().st_size
-    with path.open("a", newline="") as file:
-        writer = csv.DictWriter(file, fields, lineterminator="\n")
-        if new:
-            writer.writeheader()
-        for row in rows:
-            rounded = {
-                name: float(f"{value:.5g}") if isinstance(value, float) else value for name, value in row.items()
-            }
-            writer.writerow(rounded)
-            file.flush()
-            click.echo(
-                ", ".join(f"{name} {rounded[name]}" for name in fields if name in rounded and name not in RECORD)
-            )
+def _record_each(path: Path, fields: tuple[str, ...], rows: Iterable[Row]) -> None:
+    """Put rows on record as they come, in place of those of the same model, method and ratio."""
+    for row in rows:
+        record_rows(path, fields, KEY, [row])
+        shown = {name: f"{row[name]:.5g}" if isinstance(row[name], float) else row[name] for name in fields
+                 if name in row and name not in RECORD}  # fmt: skip
+        click.echo(", ".join(f"{name} {value}" for name, value in shown.items()))
 
 
 if __name__ == "__main__":

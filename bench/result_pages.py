@@ -109,8 +109,8 @@ def one_shot(name: str, score: Column, results: Path) -> str:
     """Return what each criterion does at each ratio, a table for each model of a file of `bench.oneshot_table`."""
     rows = read_rows(results / name)
     tables = []
-    for model, of_model in groupby(rows, key=lambda row: row["model"]):
-        group = list(of_model)
+    for model in dict.fromkeys(row["model"] for row in rows):
+        group = [row for row in rows if row["model"] == model]
         cells = {(_criterion(row), row["ratio"]): score[1](row) for row in group}
         cells |= {(f"{_criterion(row)}: times faster", row["ratio"]): times(float(row["speedup"]))
                   for row in group if row["speedup"]}  # fmt: skip
