@@ -91,6 +91,10 @@ def test_group_lasso_silences_neurons_for_good_and_shrink_removes_them(tmp_path)
     left = {name: int(alive.sum()) for name, alive in run.method.alive.items()}
     assert 0 < sum(left.values()) < 0.8 * sum(len(alive) for alive in run.method.alive.values())
     assert all(left.values())
+    (frozen,) = (event for event in report.events if event.startswith("frozen: "))
+    assert [f"{name} {number}" in frozen for name, number in left.items()] == [True] * len(left)
+    both = left["encoder.ahead.hidden"] + left["encoder.back.hidden"]
+    assert f"modeling.0.back.input {4 * both}," in frozen
     phases = [row["phase"] for row in report.epochs]
     assert phases[-1] == "narrow"
     assert "lasso" in phases

@@ -44,13 +44,27 @@ def fed_neuron_sets(model: nn.Module) -> tuple[NeuronSet, ...]:
 
 def fed_multiply_adds(model: nn.Module, alive: Mapping[str, int]) -> int:
     """Return the multiply-adds per step of all recurrent modules with so many hidden neurons each, by site."""
-    sources, total = sources_of(model), 0
+    left, total = fed_sizes(model, alive), 0
     for name, module in recurrent_modules(model):
-        hidden = alive[parameter_name(name, "hidden")]
-        below = sources.get(name)
-        inputs = sum(alive[parameter_name(each, "hidden")] for each in below) if below else module.input_size
+        inputs, hidden = left[parameter_name(name, "input")], left[parameter_name(name, "hidden")]
         total += NUM_GATES[str(module.mode)] * hidden * (inputs + hidden)
     return total
+
+
+def fed_sizes(model: nn.Module, alive: Mapping[str, int]) -> dict[str, int]:
+    """Return the number of inputs and of hidden neurons of every recurrent module, by site.
+
+    Args:
+        model: a `FedModel`.
+        alive: how many hidden neurons write something, by site.
+    """
+    sources, sizes = sources_of(model), {}
+    for name, module in recurrent_modules(model):
+        below = sources.get(name)
+        inputs = sum(alive[parameter_name(each, "hidden")] for each in below) if below else module.input_size
+        sizes |= {parameter_name(name, "input"): inputs,
+                  parameter_name(name, "hidden"): alive[parameter_name(name, "hidden")]}  # fmt: skip
+    return sizes
 
 
 def _own_axes(name: str, module: nn.RNNBase) -> list[NeuronAxis]:

@@ -33,7 +33,6 @@ from toolchain.training.averaging import (
     note_validation,
     restart_averaging,
 )
-from toolchain.training.methods.cut_record import open_neurons
 from toolchain.training.processes import average_gradients, decided_by_main, mean_of
 from toolchain.training.run_folder import GATES, METRICS, MODEL, Row, write_rows
 from toolchain.training.task import Figures, TrainingResult
@@ -198,7 +197,7 @@ def _report_sizes(run: TrainingRun, report: Reporter, what: str) -> None:
     """Tell of a new width, and start the carried state anew: the old one has the old width."""
     run.state = None
     if run.processes.is_main:
-        sizes = ", ".join(f"{site} {number}" for site, number in open_neurons(run.model))
+        sizes = ", ".join(f"{site} {number}" for site, number in run.method.sizes(run.model))
         share = run.method.share_kept(run.model)
         report.event(f"{what}: {sizes}; {share:.1%} of the recurrent multiply-adds")
 
@@ -275,5 +274,5 @@ def _step_report(run: TrainingRun, loss: float, in_epoch: int) -> StepReport:
         figures=run.task.training_figures(min(loss, 20.0)),  # the first losses may overflow a readable number
         tokens_per_s=run.task.tokens_per_epoch / schedule.updates_per_epoch / update_s,
         seconds_left=(schedule.updates - run.update) * update_s,
-        kept=open_neurons(run.model),
+        kept=run.method.sizes(run.model),
     )

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from toolchain.errors import TrainingError
-from toolchain.gating.fed_neurons import fed_multiply_adds, fed_neuron_sets
+from toolchain.gating.fed_neurons import fed_multiply_adds, fed_neuron_sets, fed_sizes
 from toolchain.gating.neuron_norms import neuron_norms, neurons_of, shrink_components
 from toolchain.gating.neuron_sets import all_parameters
 from toolchain.training.checkpoint import Checkpoint, with_prefix
@@ -86,8 +86,11 @@ class GroupLassoInPlace(KeepsShapes):
     def share_kept(self, model: nn.Module) -> float:
         """Return the recurrent multiply-adds of the neurons that are left over those of all."""
         sizes = {name: len(alive) for name, alive in self.alive.items()}
-        left = {name: int(alive.sum()) for name, alive in self.alive.items()}
-        return fed_multiply_adds(model, left) / fed_multiply_adds(model, sizes)
+        return fed_multiply_adds(model, self._left()) / fed_multiply_adds(model, sizes)
+
+    def sizes(self, model: nn.Module) -> tuple[tuple[str, int], ...]:
+        """Return how many neurons each site has that are not silent."""
+        return tuple(fed_sizes(model, self._left()).items())
 
     def rows(self, model: nn.Module, *, epoch: int) -> list[Row]:
         """Return, per recurrent module, how many neurons there are and how many are left."""
@@ -104,6 +107,9 @@ class GroupLassoInPlace(KeepsShapes):
         """Return which neurons are left."""
         alive = {f"group_lasso_alive.{name}": alive for name, alive in self.alive.items()}
         return Checkpoint(tensors=alive, facts={"group_lasso_in_place": {"learning": self.learning}})
+
+    def _left(self) -> dict[str, int]:
+        return {name: int(alive.sum()) for name, alive in self.alive.items()}
 
     def restore(self, model: nn.Module, checkpoint: Checkpoint) -> None:
         """Take which neurons are left."""

@@ -28,7 +28,7 @@ from toolchain.gating.selection import (
     plan_from_kept,
 )
 from toolchain.training.checkpoint import Checkpoint, pack_optimizer, unpack_optimizer
-from toolchain.training.methods.cut_record import CutRecord
+from toolchain.training.methods.cut_record import CutRecord, open_neurons
 from toolchain.training.methods.pruning_method import Replay
 from toolchain.training.methods.sites import check_reachable, chosen_sets
 from toolchain.training.pressure import Pressure
@@ -153,6 +153,10 @@ class NeuronSelection:
             with torch.no_grad():
                 return float(expected_l0(model)) / self.cuts.dense_l0
         return self.cuts.share_kept(model) if self.cuts.kept else kept_l0(model) / self.cuts.dense_l0
+
+    def sizes(self, model: nn.Module) -> tuple[tuple[str, int], ...]:
+        """Return how many neurons each site has whose gate is open."""
+        return open_neurons(model)
 
     def rows(self, model: nn.Module, *, epoch: int) -> list[Row]:
         """Return, per gate vector, its size and how open it is."""

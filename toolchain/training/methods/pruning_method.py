@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from toolchain.training.checkpoint import Checkpoint
+from toolchain.training.methods.cut_record import open_neurons
 from toolchain.training.processes import Processes
 from toolchain.training.run_folder import Row
 
@@ -61,6 +62,9 @@ class PruningMethod(Protocol):
     def share_kept(self, model: nn.Module) -> float:
         """Return the recurrent multiply-adds left over those of the dense network."""
 
+    def sizes(self, model: nn.Module) -> tuple[tuple[str, int], ...]:
+        """Return how many neurons each site has that are not gone: (site, number)."""
+
     def rows(self, model: nn.Module, *, epoch: int) -> list[Row]:
         """Return the rows of `gates.csv` for one epoch."""
 
@@ -85,6 +89,10 @@ class WithoutGates:
     def price(self, model: nn.Module, progress: float) -> Tensor | None:
         """Return None."""
         return None
+
+    def sizes(self, model: nn.Module) -> tuple[tuple[str, int], ...]:
+        """Return the sizes that the model has."""
+        return open_neurons(model)
 
 
 class KeepsShapes(WithoutGates):
