@@ -58,7 +58,8 @@ def fed_sizes(model: nn.Module, alive: Mapping[str, int]) -> dict[str, int]:
         model: a `FedModel`.
         alive: how many hidden neurons write something, by site.
     """
-    sources, sizes = sources_of(model), {}
+    sources = sources_of(model)
+    sizes: dict[str, int] = {}
     for name, module in recurrent_modules(model):
         below = sources.get(name)
         inputs = sum(alive[parameter_name(each, "hidden")] for each in below) if below else module.input_size
