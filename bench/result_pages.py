@@ -12,6 +12,8 @@ from itertools import groupby
 from pathlib import Path
 from statistics import mean
 
+from toolchain.oneshot.criteria import CRITERIA
+
 from .front_chart import front_picture
 from .paper_table import SHAPES as PAPER_SHAPES
 from .result_file import read_rows
@@ -110,7 +112,7 @@ def one_shot(name: str, score: Column, results: Path) -> str:
     rows = read_rows(results / name)
     tables = []
     for model in dict.fromkeys(row["model"] for row in rows):
-        group = [row for row in rows if row["model"] == model]
+        group = sorted((row for row in rows if row["model"] == model), key=_place)
         cells = {(_criterion(row), row["ratio"]): score[1](row) for row in group}
         cells |= {(f"{_criterion(row)}: times faster", row["ratio"]): times(float(row["speedup"]))
                   for row in group if row["speedup"]}  # fmt: skip
@@ -180,6 +182,12 @@ def _interval(row: Row, columns: Sequence[str]) -> str:
         return ""
     return times(float(ratio)) if row["run"] == row["baseline"] and row["weights"] == "fp32" else (
         f"{times(float(ratio))} ({times(float(low))[:-1]} to {times(float(high))[:-1]})")  # fmt: skip
+
+
+def _place(row: Row) -> tuple[int, bool, bool]:
+    """Return where a row of one-shot pruning stands, in whatever order rows were recorded: the model itself first."""
+    criterion = CRITERIA.index(row["criterion"]) if row["criterion"] else -1
+    return criterion, row["compensated"] == "False", bool(row["then"])
 
 
 def _criterion(row: Row) -> str:

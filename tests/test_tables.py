@@ -10,6 +10,7 @@ import pytest
 from click.testing import CliRunner
 from toolchain.bench import paper_table, tables, vowels
 from toolchain.bench.front_chart import apart
+from toolchain.bench.oneshot_table import LANGUAGE
 from toolchain.bench.result_pages import PLACES, markdown_table
 
 from toolchain.errors import BenchError
@@ -88,6 +89,30 @@ def test_seeds_of_one_method_are_told_as_mean_and_range(tmp_path: Path) -> None:
     CliRunner().invoke(tables.main, ["--root", str(root)], catch_exceptions=False)
     told = [line for line in (root / "docs" / "results.md").read_text().splitlines() if line.startswith("- ")]
     assert told == ["- neuron-selection, 2 seeds: test perplexity 111.50 (110.00 to 113.00), multiply-adds 1,000"]
+
+
+def test_one_shot_rows_stand_in_one_order_whatever_order_they_were_recorded_in(tmp_path: Path) -> None:
+    root = project(tmp_path)
+    (root / "docs" / "prune.md").write_text("<!-- results: oneshot_language -->\n<!-- end of results -->\n")
+    recorded = (("random", "False", ""), ("", "", "int8"), ("reconstruct", "True", "1 epoch"), ("other", "", ""),
+                ("reconstruct", "False", ""), ("reconstruct", "True", ""), ("", "", ""))  # fmt: skip
+    with (root / "bench" / "results" / "oneshot_language.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, LANGUAGE)
+        writer.writeheader()
+        for criterion, compensated, then in recorded:
+            other = criterion == "other"
+            writer.writerow({"model": "other.onnx" if other else "lm.onnx", "criterion": "" if other else criterion,
+                             "compensated": compensated, "ratio": "0.5", "then": then,
+                             "test_perplexity": "90"})  # fmt: skip
+    CliRunner().invoke(tables.main, ["--root", str(root)], catch_exceptions=False)
+    lines = (root / "docs" / "prune.md").read_text().splitlines()
+    assert [line for line in lines if line.startswith("`")] == [
+        f"`{name}.onnx`, test perplexity by the share of hidden units given up:" for name in ("lm", "other")
+    ]
+    assert [line.split(" | ")[0] for line in lines if line.endswith("90.00 |")] == [
+        "| as it was", "| as it was, then int8", "| reconstruct", "| reconstruct, then 1 epoch",
+        "| reconstruct, not folded", "| random, not folded", "| as it was",
+    ]  # fmt: skip
 
 
 def front_rows(root: Path, *members: tuple[str, str, str, str, str]) -> None:
