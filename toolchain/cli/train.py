@@ -21,6 +21,7 @@ from rich.console import Console
 from toolchain import __version__
 from toolchain.errors import MissingExtraError, TrainingError
 from toolchain.files import write_text, written_whole
+from toolchain.memory import keep_freed_memory
 from toolchain.training.recipe import METHODS, Recipe
 from toolchain.training.recipe_files import dump_recipe, load_recipe, parse_override
 from toolchain.training.run_folder import RECIPE, RESULT, VOCABULARY, new_run_folder
@@ -179,6 +180,7 @@ def _require(*packages: str) -> None:
 
 
 def _run(recipe: Recipe, *, source: Path | None, resume: Path | None, name: str | None, output: Path) -> None:
+    keep_freed_memory()
     import torch
 
     from toolchain.training.processes import decided_by_main, join_processes, leave_processes

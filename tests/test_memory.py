@@ -1,0 +1,44 @@
+"""Memory kept for the next step: the page faults of a block that is allocated again."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from toolchain.memory import keep_freed_memory
+
+PROGRAM = """
+import resource
+{before}
+import torch
+
+def faults():
+    start = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    torch.ones(16_000_000)  # 64 MB, freed at once
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - start
+
+faults()
+print(faults())
+"""
+KEEP = "from toolchain.memory import keep_freed_memory; assert keep_freed_memory()"
+
+
+def _faults(before: str) -> int:
+    program = PROGRAM.format(before=before)
+    return int(subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True).stdout)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="page faults of glibc's allocator")
+def test_a_freed_block_is_used_again_without_page_faults() -> None:
+    assert _faults("") > 10  # what the setting is there for; 4 KiB pages would make it 15,625
+    assert _faults(KEEP) == 0
+
+
+def test_the_users_own_setting_stands(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MALLOC_MMAP_MAX_", "65536")
+    monkeypatch.setenv("THP_MEM_ALLOC_ENABLE", "0")
+    assert not keep_freed_memory()
+    assert os.environ["THP_MEM_ALLOC_ENABLE"] == "0"
