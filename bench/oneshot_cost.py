@@ -24,12 +24,14 @@ CALL = (35, 20)  # steps and sequences of one call
 @click.option("--threads", default=2, show_default=True, type=click.IntRange(1))
 def main(sizes: str, steps: int, threads: int) -> None:
     """Prune a language model of random weights to half its units and print how long each part took."""
+    from toolchain.memory import keep_freed_memory
     from toolchain.oneshot.pruning import Pruning
     from toolchain.oneshot.selection import Target
     from toolchain.shrinking import analyse_file, shrink
 
     from .random_lm import write_language_model
 
+    keep_freed_memory()  # as the command does
     with tempfile.TemporaryDirectory() as folder:
         model, samples = Path(folder) / "model.onnx", Path(folder) / "samples.npz"
         embedding, *hidden = (int(size) for size in sizes.split(","))

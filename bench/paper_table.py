@@ -13,7 +13,6 @@ text in ONNX Runtime. A file whose SHA-256 is on record already keeps its perple
 
 from __future__ import annotations
 
-import re
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -25,10 +24,10 @@ import click
 
 from toolchain.errors import BenchError, ToolchainError
 
+from .members import TRAINING, Member, read_member
 from .plan import Effort
 from .random_lm import write_language_model
 from .recipe_changes import recipe_changes
-from .record import record_row
 from .result_file import ORIGIN, RESULTS, Row, check_kept, keep_model, origin, read_rows, record_rows, sha256_of
 from .shrunk_files import SIZES, shrunk_files
 from .timing import Shape, time_models
@@ -36,31 +35,10 @@ from .timing import Shape, time_models
 SHAPES = (Shape(steps=30, batch=10), Shape(steps=35, batch=1), Shape(steps=1, batch=1))
 KEY = ("recipe", "run", "weights")
 PERPLEXITIES = ("valid_perplexity", "test_perplexity")
-PUBLISHED = re.compile(r"([^=]+)=(\d+(?:,\d+)+)@(\d+(?:\.\d+)?)")
-TRAINING = ("corpus", "epochs", "keep", "dropout", "precision", "training_s", "training_threads", "trained_with")
 FIELDS = ("recipe", "run", "method", "changed", "weights", "seed", *PERPLEXITIES, "published_perplexity", *SIZES,
           *(column for shape in SHAPES for column in shape.columns), "baseline",
           *TRAINING, *ORIGIN, "model",
           "sha256")  # fmt: skip
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Member:
-    """One network to put on record.
-
-    Attributes:
-        name: unique in a table.
-        model: its file; None for a published network, of which only the sizes are known.
-        facts: the columns of its training run, as far as there was one.
-        recipe: of that run.
-        sizes: of the embedding and of each layer, of a published network.
-    """
-
-    name: str
-    model: Path | None
-    facts: Row
-    recipe: Path | None = None
-    sizes: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,31 +48,6 @@ class Texts:
     origin: str
     valid: Any
     test: Any
-
-
-def read_member(text: str) -> Member:
-    """Read `FOLDER`, `METHOD=FILE.onnx` or `NAME=EMBEDDING,HIDDEN,HIDDEN@PERPLEXITY`.
-
-    Raises:
-        BenchError: it is none of these, or the run did not finish.
-    """
-    if found := PUBLISHED.fullmatch(text):
-        facts: Row = {"method": "published", "published_perplexity": float(found[3])}
-        return Member(name=found[1], model=None, facts=facts, sizes=tuple(map(int, found[2].split(","))))
-    method, _, name = text.rpartition("=")
-    path = Path(name)
-    if path.is_dir():
-        row = record_row(path)
-        row["trained_with"] = row["versions"]
-        facts = {name: row[name] for name in ("run", "method", "seed", *TRAINING)}
-        facts |= {"method": method} if method else {}
-        return Member(name=path.name, model=path / "model.onnx", facts=facts, recipe=path / "recipe.toml")
-    if path.suffix != ".onnx" or not path.is_file() or not method:
-        raise BenchError(
-            f"{text}: is neither a folder of `toolchain train` nor METHOD=FILE.onnx nor NAME=SIZES@PERPLEXITY; "
-            "expected one of these. Check the path, and name the method of a file."
-        )
-    return Member(name=path.name.removesuffix(".onnx"), model=path, facts={"method": method})
 
 
 def read_texts(members: Sequence[Member], folder: Path | None) -> Texts:

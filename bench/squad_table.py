@@ -2,18 +2,20 @@
 
 python -m toolchain.bench.squad_table --data FOLDER runs/dense runs/gated runs/iss
 python -m toolchain.bench.squad_table --data FOLDER --untimed ...     quality and sizes alone, while others compute
+python -m toolchain.bench.squad_table --data FOLDER runs/dense one-shot=halved.onnx
 
-A member is the folder of a finished run of the recipe `squad`; the first one is the dense reader that speedups are
-over. Each is shrunk, which proves it equal to what was trained, and quantized; scores are those of the resulting file
-in ONNX Runtime over all test questions. It is timed on one question at a time: one whose paragraph is of median length,
-and one longer than nine in ten. All times are from interleaved runs in one thread.
+A member is the folder of a finished run of the recipe `squad`, or a model file with the name of its method; the first
+one is the folder of the dense reader that speedups are over. Each is shrunk, which proves it equal to what was trained,
+and quantized; scores are those of the resulting file in ONNX Runtime over all test questions. It is timed on one
+question at a time: one whose paragraph is of median length, and one longer than nine in ten. All times are from
+interleaved runs in one thread.
 """
 
 from __future__ import annotations
 
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -21,10 +23,10 @@ from typing import Any
 import click
 import numpy as np
 
-from toolchain.errors import ToolchainError
+from toolchain.errors import BenchError, ToolchainError
 
+from .members import TRAINING, Member, read_member
 from .plan import Effort
-from .record import record_row
 from .result_file import ORIGIN, RESULTS, Row, check_kept, keep_model, origin, read_rows, record_rows, sha256_of
 from .shrunk_files import SIZES, shrunk_files
 from .timing import COLUMNS, time_on_inputs
@@ -33,9 +35,28 @@ QUANTILES = {"median": 0.5, "long": 0.9}  # of the lengths of test paragraphs
 KEY = ("run", "weights")
 SCORES = ("exact_match", "f1")
 TIMES = tuple(f"{name}_{column}" for name in QUANTILES for column in ("words", *COLUMNS))
-TRAINING = ("corpus", "epochs", "keep", "dropout", "precision", "training_s", "training_threads", "trained_with")
 FIELDS = ("run", "method", "weights", "seed", "test_questions", *SCORES, *SIZES, *TIMES, "baseline", *TRAINING,
           *ORIGIN, "model", "sha256")  # fmt: skip
+
+
+def read_questions(members: Sequence[Member], folder: Path) -> Any:
+    """Load the questions that the first member was trained on.
+
+    Raises:
+        BenchError: it is no run, or a member is no reader.
+        DatasetError: the questions cannot be loaded.
+    """
+    from toolchain.training.recipe_files import load_recipe
+
+    if members[0].recipe is None:
+        raise BenchError(
+            f"{members[0].name}: is no folder of a run; expected that of the dense reader first, which says what words "
+            "to read. Name it first."
+        )
+    if published := [member.name for member in members if member.model is None]:
+        raise BenchError(f"{published[0]}: is a published language model; expected readers. Leave it out.")
+    section = load_recipe(members[0].recipe).data
+    return import_module("toolchain.models.squad").load_squad(folder=folder, vocabulary_size=section.vocabulary_size)
 
 
 def write_questions(corpus: Any, folder: Path) -> dict[str, tuple[Path, int]]:
@@ -59,7 +80,7 @@ def time_readers(files: Mapping[str, Path], corpus: Any, folder: Path, effort: E
 
 
 @click.command()
-@click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path, exists=True, file_okay=False))
+@click.argument("members", nargs=-1, required=True, metavar="FOLDER|METHOD=FILE…")
 @click.option("--data", required=True, type=click.Path(path_type=Path), help="Where the questions lie.")
 @click.option("-o", "--output", default=RESULTS / "squad.csv", show_default=True, type=click.Path(path_type=Path))
 @click.option("--int8/--no-int8", default=True, show_default=True, help="Also the 8-bit copy of each.")
@@ -68,15 +89,13 @@ def time_readers(files: Mapping[str, Path], corpus: Any, folder: Path, effort: E
 @click.option("--seconds", default=3.0, show_default=True, type=click.FloatRange(min=0.1), help="A model and question.")
 @click.option("--processes", default=8, show_default=True, type=click.IntRange(min=1))
 def main(
-    runs: tuple[Path, ...], data: Path, output: Path, int8: bool, keep: tuple[str, ...], untimed: bool, seconds: float,
-    processes: int,
+    members: tuple[str, ...], data: Path, output: Path, int8: bool, keep: tuple[str, ...], untimed: bool,
+    seconds: float, processes: int,
 ) -> None:  # fmt: skip
-    """Record RUNS, the dense one first."""
-    from toolchain.training.recipe_files import load_recipe
-
-    check_kept(keep, [run.name for run in runs])
-    section = load_recipe(runs[0] / "recipe.toml").data
-    corpus = import_module("toolchain.models.squad").load_squad(folder=data, vocabulary_size=section.vocabulary_size)
+    """Record MEMBERS, the dense one first."""
+    chosen = [read_member(text) for text in members]
+    check_kept(keep, [member.name for member in chosen])
+    corpus = read_questions(chosen, data)
     recorded = read_rows(output)
     here = origin(
         "toolchain.bench.squad_table",
@@ -86,11 +105,10 @@ def main(
     with tempfile.TemporaryDirectory(prefix="toolchain-") as folder:
         rows: dict[str, Row] = {}
         files: dict[str, Path] = {}
-        for run in runs:
-            facts = record_row(run) | {"test_questions": len(corpus.test)}
-            facts["trained_with"] = facts["versions"]
-            facts = {name: facts[name] for name in ("run", "method", "seed", "test_questions", *TRAINING)}
-            for file, sizes in shrunk_files(run.name, run / "model.onnx", Path(folder), int8=int8):
+        for member in chosen:
+            assert member.model is not None  # `read_questions` refuses a published network
+            facts = {"run": member.name, "corpus": corpus.origin, **member.facts, "test_questions": len(corpus.test)}
+            for file, sizes in shrunk_files(member.name, member.model, Path(folder), int8=int8):
                 name = file.name.removesuffix(".onnx")
                 rows[name] = {**facts, **sizes, **_scores(file, corpus, recorded), **here}
                 rows[name]["model"] = keep_model(file, output.parent, "squad") if name in keep else None
@@ -99,7 +117,7 @@ def main(
         if not untimed:
             effort = Effort(processes=processes, seconds=seconds)
             for name, times in time_readers(files, corpus, Path(folder), effort).items():
-                rows[name] |= {**times, "baseline": runs[0].name}
+                rows[name] |= {**times, "baseline": chosen[0].name}
     record_rows(output, FIELDS, KEY, list(rows.values()))
 
 

@@ -13,7 +13,8 @@ import pytest
 from click.testing import CliRunner, Result
 from test_cli_train import SMALL
 from toolchain.bench import paper_table
-from toolchain.bench.paper_table import FIELDS, SHAPES, main, read_member
+from toolchain.bench.members import read_member
+from toolchain.bench.paper_table import FIELDS, SHAPES, main
 from toolchain.bench.recipe_changes import recipe_changes
 from toolchain.models.text import load_corpus
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import tiny_squad
 from click.testing import CliRunner
-from toolchain.bench import squad_table, verify_results
+from toolchain.bench import squad_samples, squad_table, verify_results
 from toolchain.bench.result_file import record_rows
 from toolchain.bench.squad_table import FIELDS, KEY, QUANTILES, write_questions
 from toolchain.models.squad import load_squad
@@ -21,6 +21,7 @@ from toolchain.cli import cli
 from toolchain.errors import BenchError
 
 pytestmark = pytest.mark.usefixtures("_inside")
+DENSE = str(Path("runs/dense/model.onnx"))
 METHODS = {"dense": [], "gated": ["--keep", "0.5"], "lasso": ["--set", "iss.weight=20.0"]}
 NAMES = {"dense": "dense", "gated": "neuron-selection", "lasso": "iss"}
 
@@ -74,6 +75,35 @@ def test_a_row_holds_every_column_and_the_scores_are_those_of_the_file() -> None
     scores = onnx_scores(kept, corpus, corpus.test)
     assert (float(gated["exact_match"]), float(gated["f1"])) == pytest.approx((scores.exact_match, scores.f1), rel=1e-4)
     assert int(dense["test_questions"]) == len(corpus.test)
+
+
+def test_a_reader_that_was_pruned_without_training_joins_by_its_file() -> None:
+    done = CliRunner().invoke(squad_samples.main, ["runs/dense", "--data", "squad", "-o", "samples", "--questions=6"])
+    assert done.exit_code == 0, done.output
+    assert done.output == f"next: toolchain shrink {DENSE} --ratio 0.5 --calibration samples\n"
+    corpus = load_squad(folder=Path("squad"))
+    asked = {tuple(map(int, corpus.feeds([question])["question"][:, 0])) for question in corpus.train}
+    for file in sorted(Path("samples").iterdir()):  # leading axis = calls, then the shapes of the model's inputs
+        with np.load(file) as arrays:
+            assert tuple(arrays["question"][0, :, 0].tolist()) in asked
+    command = ["shrink", DENSE, "--ratio", "0.4", "--calibration", "samples", "-o", "less.onnx"]
+    assert CliRunner().invoke(cli, command, catch_exceptions=False).exit_code == 0
+    dense, less = record("runs/dense", "one-shot=less.onnx", "--untimed", "--no-int8")[-2:]
+    assert (less["run"], less["method"], less["seed"]) == ("less", "one-shot", "")
+    assert dense["corpus"].startswith(less["corpus"])
+    assert int(less["recurrent_multiply_adds"]) < int(dense["recurrent_multiply_adds"])
+    scores = onnx_scores(Path("less.onnx"), corpus, corpus.test)
+    assert float(less["f1"]) == pytest.approx(scores.f1, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("members", "message"),
+    [(["one-shot=runs/dense/model.onnx"], r"^model: is no folder of a run; expected that of the dense reader first"),
+     (["runs/dense", "paper=15,15,15@78.4"], r"^paper: is a published language model; expected readers\.")],
+)  # fmt: skip
+def test_members_that_cannot_be_compared_are_refused(members: list[str], message: str) -> None:
+    with pytest.raises(BenchError, match=message):
+        record(*members, "--untimed")
 
 
 def test_a_kept_reader_answers_the_questions_again_and_a_better_record_fails() -> None:

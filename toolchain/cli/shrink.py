@@ -13,6 +13,7 @@ from toolchain.cli.json_file import check_json, write_json
 from toolchain.cli.prune_options import PruneOptions, curve_lines, distilled_line, prune_options, report_lines
 from toolchain.cli.smaller import make_smaller, smaller_lines
 from toolchain.errors import ToolchainError
+from toolchain.memory import keep_freed_memory
 
 if TYPE_CHECKING:
     from toolchain.cli.smaller import Smaller
@@ -80,6 +81,8 @@ def shrink(
     messages = Console(stderr=True)
     options = PruneOptions(**pruning_options)
     pruning = options.pruning()
+    if pruning is not None:
+        keep_freed_memory()
     if pruning is not None and options.family:
         shrink_family(model, options.family, pruning, output, carried=carried, compact_state=compact_state,
                       dry_run=dry_run, json_file=json_file, html=options.html)  # fmt: skip
