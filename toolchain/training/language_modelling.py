@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from toolchain.evaluation import CHUNK, onnx_perplexity, torch_perplexity
 from toolchain.exporting import State, export
+from toolchain.training.cross_entropy import cross_entropy
 from toolchain.training.processes import Processes, gather_columns, own_columns
 from toolchain.training.pruning_sections import GatesSection
 from toolchain.training.recipe import Recipe
@@ -84,7 +85,7 @@ class LanguageModelling:
         if state is None:
             state = model.initial_state(x.shape[1])  # type: ignore[operator]  # nn.Module hides the protocol
         logits, after = model(x, state)
-        loss = nn.functional.cross_entropy(logits.float().flatten(0, 1), y.flatten())
+        loss = cross_entropy(logits.flatten(0, 1), y.flatten())
         return loss, tuple(tuple(part.detach() for part in layer) for layer in after)
 
     def training_figures(self, loss: float) -> dict[str, float]:
