@@ -16,7 +16,7 @@ from typing import TypeVar
 
 from torch import Tensor, nn
 
-from toolchain.gating.gated_cells import with_weights
+from toolchain.gating.even_sizes import with_weights
 
 Cell = TypeVar("Cell", bound=nn.RNNBase)
 

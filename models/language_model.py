@@ -16,6 +16,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
+from toolchain.gating.even_sizes import evened
 from toolchain.gating.neuron_sets import NeuronLink
 
 from .dropout import LockedDropout, drop_recurrent_weights, drop_words
@@ -98,7 +99,7 @@ class LanguageModel(nn.Module):
         carried: list[tuple[Tensor, ...]] = []
         top = len(self.rnn) - 1
         for number, (layer, before) in enumerate(zip(self.rnn, state, strict=True)):
-            cell = self._with_dropped_weights(layer)
+            cell = evened(self._with_dropped_weights(layer), x)
             y, after = cell(x, before if isinstance(layer, nn.LSTM) else before[0])  # y: [T, B, H]
             carried.append(after if isinstance(after, tuple) else (after,))
             x = self.dropout(y) if number == top else self.hidden_dropout(y)
@@ -121,10 +122,10 @@ class LanguageModel(nn.Module):
         size = self.embedding.num_embeddings
         return drop_words(vectors, tokens, vocabulary_size=size, p=self.embedding_dropout)
 
-    def _with_dropped_weights(self, layer: nn.Module) -> nn.Module:
+    def _with_dropped_weights(self, layer: nn.Module) -> nn.RNNBase:
+        assert isinstance(layer, nn.RNNBase)  # for the type checker, as above
         if not self.training or self.weight_drop == 0:
             return layer
-        assert isinstance(layer, nn.RNNBase)  # for the type checker, as above
         return drop_recurrent_weights(layer, self.weight_drop)
 
     def neuron_links(self) -> tuple[NeuronLink, ...]:

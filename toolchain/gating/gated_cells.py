@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
+from toolchain.gating.even_sizes import evened, with_weights
 from toolchain.gating.hard_concrete import HardConcrete
 
 # In training the gates of this call are not those of the call that made h_0. Without a floor, a gate sampled
@@ -47,7 +48,8 @@ class GatedLSTM(nn.LSTM):
         z_h = hidden_gate_values(self)  # [num_layers*num_directions, hidden_size]
         if hx is not None:
             hx = (scale_state(hx[0], inverse_gates(z_h, floor=_state_floor(self))), hx[1])
-        output, (h_n, c_n) = nn.LSTM.forward(with_weights(self, nn.LSTM, gated_weights(self, z_h)), input, hx)
+        kernel = evened(with_weights(self, nn.LSTM, gated_weights(self, z_h)), input)
+        output, (h_n, c_n) = kernel.forward(input, hx)
         return scale_output(output, _last_layer(self, z_h)), (scale_state(h_n, z_h), c_n)
 
 
@@ -125,7 +127,6 @@ class FoldedRNN(nn.RNN):
 
 
 GatedModule = GatedLSTM | GatedGRU | GatedRNN
-Cell = TypeVar("Cell", bound=nn.RNNBase)
 
 
 def hidden_gate_values(module: GatedModule) -> Tensor:
@@ -158,21 +159,6 @@ def gated_weights(module: GatedModule, z_h: Tensor) -> list[Tensor]:
             weights[R] = scale_columns(weights[R], z_h[cell])
         below = z_h[cells.start : cells.stop].flatten()  # [num_directions*hidden_size]
     return weights
-
-
-def with_weights(module: nn.RNNBase, kind: type[Cell], weights: list[Tensor]) -> Cell:
-    """Return a view of `module` for one call: everything shared, only the kernel's weight list is its own.
-
-    The module itself is not touched, so one module may run in several threads.
-
-    Args:
-        module: whose parameters, gates and hooks are shared.
-        kind: whose `forward` the view has; the module's own class, or a plain one that it derives from.
-        weights: in `nn.RNNBase` order, as `gated_weights` returns them.
-    """
-    view = kind.__new__(kind)
-    view.__dict__.update(module.__dict__, _flat_weights=weights)
-    return view
 
 
 def scale_columns(weight: Tensor, z: Tensor) -> Tensor:
