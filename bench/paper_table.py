@@ -8,7 +8,8 @@ A member is the folder of a finished run, a model file with the name of its meth
 its embedding and layers and the test perplexity that its authors report. That one is timed with random weights, and
 its perplexity has a column of its own. The first member is the dense network that speedups are over. Each is shrunk,
 which proves it equal to what was trained, and quantized; perplexities are those of the resulting file over the whole
-text in ONNX Runtime. A file whose SHA-256 is on record already keeps its perplexities.
+text in ONNX Runtime. A file whose SHA-256 is on record already, in any table beside the one that is written, keeps its
+perplexities.
 """
 
 from __future__ import annotations
@@ -107,7 +108,7 @@ def perplexities(file: Path, texts: Texts, recorded: Sequence[Row]) -> Row:
 
     digest = sha256_of(file)
     for row in recorded:
-        if row["sha256"] == digest and row["corpus"].startswith(texts.origin) and row["test_perplexity"]:
+        if row.get("sha256") == digest and row["corpus"].startswith(texts.origin) and row.get("test_perplexity"):
             return {"sha256": digest, **{name: row[name] for name in PERPLEXITIES}}
     found = (onnx_perplexity(file, tokens, threads=1) for tokens in (texts.valid, texts.test))
     return {"sha256": digest, **dict(zip(PERPLEXITIES, found, strict=True))}
@@ -132,7 +133,8 @@ def main(
     if twice := [member.name for member in chosen if [other.name for other in chosen].count(member.name) > 1]:
         raise BenchError(f"{twice[0]}: is the name of two members; expected different ones. Rename a folder or file.")
     check_kept(keep, [member.name for member in chosen])
-    texts, recorded = read_texts(chosen, data), read_rows(output)
+    texts = read_texts(chosen, data)
+    recorded = [row for table in sorted(output.parent.glob("*.csv")) for row in read_rows(table)]
     named = {str(output): str(RESULTS / output.name)} | ({} if data is None else {str(data): "FOLDER"})
     here = origin("toolchain.bench.paper_table", sys.argv[1:], folders=named)
     with tempfile.TemporaryDirectory(prefix="toolchain-") as folder:

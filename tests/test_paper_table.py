@@ -93,11 +93,15 @@ def test_a_row_holds_every_column_and_the_quality_is_that_of_the_file() -> None:
     assert onnx_perplexity(kept, test) == pytest.approx(float(row["test_perplexity"]), rel=1e-4)
 
 
-def test_perplexities_on_record_are_not_computed_again_but_those_of_another_file_are(monkeypatch) -> None:
+@pytest.mark.parametrize("table", ["small.csv", "other.csv"])
+def test_perplexities_on_record_are_not_computed_again_but_those_of_another_file_are(table, monkeypatch) -> None:
     record("runs/dense", "--untimed", "--no-int8")
+    Path("results/small.csv").rename(f"results/{table}")
+    Path("results/without_digests.csv").write_text("corpus,test_perplexity\nwords.txt,7\n")
     monkeypatch.setattr("toolchain.evaluation.onnx_perplexity", lambda *_, **__: 9.5)
     record("runs/dense", "runs/gated", "--untimed", "--no-int8")
     dense, gated = rows()
+    Path("results/other.csv").unlink(missing_ok=True)
     assert dense["test_perplexity"] != "9.5"
     assert gated["test_perplexity"] == "9.5"
     assert not [name for shape in SHAPES for name in shape.columns if dense[name]]
