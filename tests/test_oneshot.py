@@ -21,6 +21,7 @@ from toolchain.graph.normalise import normalise
 from toolchain.graph.surgery import plan_surgery
 from toolchain.oneshot.calibration import random_calibration
 from toolchain.oneshot.selection import Analysis, Method, Target, analyse, choose, commit, error_of
+from toolchain.oneshot.survey import survey
 
 HIDDEN, INPUT = 12, 5
 EXACT = 1e-3  # what the ridge of the fit leaves of an error that is zero; without folding errors are above 0.05
@@ -125,6 +126,26 @@ def test_units_that_a_softmax_reads_are_not_given_up(tmp_path: Path) -> None:
     path = save(tmp_path / "m.onnx", nodes, [value("X", ["T", "B", INPUT])], [value("Z", [None] * 4)], weights)
     with pytest.raises(SelectionError, match="no hidden unit can be given up; expected one that only matrices read"):
         pruned(path, target=HALF)
+
+
+@pytest.mark.parametrize("tables", [("table", "table"), ("table", "other")])
+def test_the_columns_of_a_table_that_is_used_twice_are_not_candidates(tmp_path: Path, tables: tuple[str, str]) -> None:
+    weights = recurrent_weights("LSTM", input_size=INPUT, hidden_size=HIDDEN)
+    table = np.random.default_rng(0).standard_normal((7, INPUT)).astype(np.float32)
+    constants = {"table": table, "other": table + 1}
+    nodes = []
+    for number, name in enumerate(tables):
+        nodes += [
+            helper.make_node("Gather", [name, f"words{number}"], [f"x{number}"], name=f"embedding{number}"),
+            helper.make_node("LSTM", [f"x{number}", f"W{number}", f"R{number}", f"B{number}"], [f"Y{number}"],
+                             name=f"layer{number}", hidden_size=HIDDEN),
+        ]  # fmt: skip
+        constants |= {f"{name}{number}": array + number for name, array in weights.items()}
+    inputs = [value(f"words{number}", ["T", "B"], onnx.TensorProto.INT64) for number in range(2)]
+    path = save(tmp_path / "m.onnx", nodes, inputs, [value(f"Y{n}", [None] * 4) for n in range(2)], constants)
+    surveyed = survey(normalise(load_model(path)[0]).model, (), columns=True)
+    columns = [group.nodes for group in surveyed.groups if not group.recurrent]
+    assert columns == ([] if tables[0] == tables[1] else [("embedding0",), ("embedding1",)])
 
 
 def test_a_ratio_that_leaves_no_unit_names_the_most(tmp_path: Path) -> None:

@@ -3,7 +3,8 @@
 A *candidate* is a class of cells that share one fate (a unit, whatever moves it, the rows of all matrices that read it;
 the sum of a residual connection). It can be given up when nothing but matrices reads it: then zeros in their rows end
 all demand for it. Whoever else reads a member from outside the class (a softmax, a normalisation, an attention product,
-the interface, an operator that is not understood) keeps it alive, and is named.
+the interface, an operator that is not understood) keeps it alive, and is named. Columns stay, too, where a table or matrix
+is stored once and used for other neurons as well: to cut one use would be to store it twice. Hidden units go all the same.
 
 A *group* holds the candidates of one recurrent node, or of several that are coupled; its *sides* (the directions of a
 bidirectional node) keep equally many.
@@ -69,7 +70,13 @@ def find_groups(program: Program, matrices: Sequence[Matrix], labels: CellArray)
             owned[number] = name, True, transfer.neurons["units"].cells
         elif "columns" in transfer.neurons and feeds_recurrence[labels[transfer.neurons["columns"].cells]].any():
             owned[number] = name, False, transfer.neurons["columns"].cells[None]
-    return tuple(group for members in _linked(owned, labels) if (group := _group(members, labels, held)) is not None)
+    shared = held | _stored_once(program, labels)
+    found = []
+    for members in _linked(owned, labels):
+        recurrent = any(recurrent for _, recurrent, _ in members)
+        group = _group(members, labels, held if recurrent else shared)
+        found += [] if group is None else [group]
+    return tuple(found)
 
 
 def _held(program: Program, matrices: Sequence[Matrix], labels: CellArray) -> BoolArray:
@@ -95,6 +102,22 @@ def _held(program: Program, matrices: Sequence[Matrix], labels: CellArray) -> Bo
             elif isinstance(statement, Linear):
                 held[labels[statement.read[~replaceable[statement.read]]]] = True
     return held
+
+
+def _stored_once(program: Program, labels: CellArray) -> BoolArray:
+    """Return which classes have a row or column in a stored matrix that another node uses for other classes."""
+    uses: dict[int, list[CellArray]] = {}
+    for node, transfer in zip(program.nodes, program.transfers, strict=True):
+        cells = [space.cells.ravel() for _, space in sorted(transfer.neurons.items())]
+        mine = labels[np.concatenate([np.empty(0, np.intp), *cells])]
+        for value in node.node.inputs:
+            if value is not None and value.const_value is not None and len(value.const_value.shape) > 1:
+                uses.setdefault(id(value), []).append(mine)
+    shared = np.zeros(labels.size, dtype=np.bool_)
+    for first, *others in uses.values():
+        if not all(np.array_equal(first, other) for other in others):
+            shared[np.concatenate([first, *others])] = True
+    return shared
 
 
 def _linked(
