@@ -3,8 +3,9 @@
 A *candidate* is a class of cells that share one fate (a unit, whatever moves it, the rows of all matrices that read it;
 the sum of a residual connection). It can be given up when nothing but matrices reads it: then zeros in their rows end
 all demand for it. Whoever else reads a member from outside the class (a softmax, a normalisation, an attention product,
-the interface, an operator that is not understood) keeps it alive, and is named. Columns stay, too, where a table or matrix
-is stored once and used for other neurons as well: to cut one use would be to store it twice. Hidden units go all the same.
+the interface, an operator that is not understood) keeps it alive, and is named. Columns stay, too, where a table or
+matrix is stored once and used for other neurons as well: to cut one use would be to store it twice. Hidden units go
+all the same.
 
 A *group* holds the candidates of one recurrent node, or of several that are coupled; its *sides* (the directions of a
 bidirectional node) keep equally many.
