@@ -2,14 +2,16 @@
 
 python -m toolchain.bench.verify_results
 
-A row of bench/results/*.csv that names a model says what must come out. What cannot be checked here is said to be so,
-and is no failure: text that is not at hand, a speedup over a network that is not kept.
+A row of bench/results/*.csv that names a model says what must come out. A published network that speedups are over is
+made again, of its sizes and random weights, as it was for the record. What cannot be checked here is said to be so, and
+is no failure: text that is not at hand, a speedup over a network that is not kept.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from itertools import groupby
@@ -22,6 +24,7 @@ from toolchain.errors import BenchError, ToolchainError
 
 from .paper_table import SHAPES as LANGUAGE_SHAPES
 from .plan import Effort
+from .random_lm import write_language_model
 from .result_file import RESULTS, read_rows, sha256_of
 from .table import times
 from .timing import Shape, time_models
@@ -33,6 +36,7 @@ RELATIVE, ONE_UTTERANCE = 1e-3, 1 / 370
 SLOWEST = 2 / 3  # of the speedup on record: processors differ by less, a model that lost its speedup does not reach it
 EFFORT = Effort(processes=3, seconds=0.5)  # a second for a model and shape, with starts and warm-up
 SHAPES: Mapping[str, tuple[Shape, ...]] = {"vowels.csv": VOWELS_SHAPES, "squad.csv": ()}
+TEXTS = {"front": "ptb-best"}  # the recipe that reads the text of a table of several recipes
 PASSED, FAILED, UNCHECKED = "ok", "FAILED", "not checked"
 
 Row = Mapping[str, str]
@@ -78,16 +82,28 @@ def check_quality(row: Row, results: Path, data: Path | None) -> Check:
     return Check(model=row["model"], verdict=PASSED if right else FAILED, text="; ".join(texts))
 
 
-def check_speed(rows: list[Row], results: Path, shapes: tuple[Shape, ...]) -> Iterator[Check]:
+def check_speed(rows: list[Row], results: Path, shapes: tuple[Shape, ...], table: Sequence[Row]) -> Iterator[Check]:
     """Measure kept models against their baseline, in one interleaved run.
 
     Without shapes, as of readers, which read real paragraphs, nothing is measured and that is said.
+
+    Args:
+        rows: those that name a model.
+        results: the folder that holds the models.
+        shapes: what is measured.
+        table: all rows of their file, among which a published baseline is.
     """
     if not shapes:
         why = "speedup: no fixed shapes; toolchain.bench.squad_table measures readers"
         yield from (Check(model=row["model"], verdict=UNCHECKED, text=why) for row in rows)
         return
-    files = {_name(row): results / row["model"] for row in rows}
+    with tempfile.TemporaryDirectory(prefix="toolchain-") as folder:
+        files = {_name(row): results / row["model"] for row in rows}
+        yield from _speeds(rows, _published(rows, table, Path(folder)) | files, shapes)
+
+
+def _speeds(rows: list[Row], files: Mapping[str, Path], shapes: tuple[Shape, ...]) -> Iterator[Check]:
+    """Measure models against those of `files` that are their baselines."""
     for baseline, group in groupby(rows, key=lambda row: row["baseline"]):
         members = list(group)
         if baseline not in files:
@@ -99,6 +115,18 @@ def check_speed(rows: list[Row], results: Path, shapes: tuple[Shape, ...]) -> It
         for row in members:
             if _name(row) != baseline:
                 yield from (_compared(row, shape, measured[_name(row)]) for shape in shapes)
+
+
+def _published(rows: Sequence[Row], table: Sequence[Row], folder: Path) -> dict[str, Path]:
+    """Write the published networks that are the baseline of a row; return the files by their names."""
+    written = {}
+    for row in table:
+        published = row["method"] == "published" and row["weights"] == "fp32"
+        if published and any(other["baseline"] == row["run"] for other in rows):
+            embedding, *hidden = map(int, (row["input_sizes"].split("+")[0], *row["hidden_sizes"].split("+")))
+            written[row["run"]] = folder / f"{row['run']}.onnx"
+            write_language_model(written[row["run"]], embedding=embedding, hidden=hidden)
+    return written
 
 
 def _compared(row: Row, shape: Shape, measured: Mapping[str, Any]) -> Check:
@@ -126,7 +154,7 @@ def _perplexities(row: Row, file: Path, data: Path | None) -> dict[str, tuple[fl
     from toolchain.evaluation import onnx_perplexity
     from toolchain.training.recipe_files import load_recipe
 
-    recipe = load_recipe(row["recipe"])
+    recipe = load_recipe(TEXTS.get(row["recipe"], row["recipe"]))
     section = recipe.data
     if section.corpus == "ptb" and data is None:
         raise BenchError(f"{row['recipe']}: Penn Treebank was not named; expected its folder. Pass `--data FOLDER`.")
@@ -171,7 +199,7 @@ def main(results: Path, data: Path | None) -> None:
         whole = [row for row, check in zip(rows, files, strict=True) if check.verdict == PASSED]
         shapes = SHAPES.get(name, LANGUAGE_SHAPES)
         for check in (*files, *(check_quality(row, results, data) for row in whole),
-                      *check_speed(whole, results, shapes)):  # fmt: skip
+                      *check_speed(whole, results, shapes, read_rows(results / name))):  # fmt: skip
             click.echo(f"{check.verdict}: {check.model}: {check.text}")
             failed, number = failed + (check.verdict == FAILED), number + 1
     if failed:

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 from test_vowels import spoken
-from toolchain.bench import verify_results, vowels
+from toolchain.bench import paper_table, verify_results, vowels
+from toolchain.bench.random_lm import write_language_model
 from toolchain.bench.result_file import read_rows, record_rows
 from toolchain.models import vowels as dataset
 
@@ -95,6 +96,17 @@ def test_what_cannot_be_checked_here_is_said_and_is_no_failure(results: Path, mo
     assert "gru-direct-0.onnx: speedup: its baseline gru-dense-7 is not kept" in done.output
 
 
+def test_a_published_baseline_is_made_again_from_its_sizes(results: Path) -> None:
+    rows = [{"run": "paper", "method": "published", "weights": weights, "baseline": "paper",
+             "input_sizes": "24+40", "hidden_sizes": "40+32"} for weights in ("fp32", "int8")]  # fmt: skip
+    write_language_model(results / "small.onnx", embedding=6, hidden=[6, 6])
+    times = {column: "1" for shape in paper_table.SHAPES for column in shape.columns}
+    kept = {**rows[0], **times, "run": "small", "method": "dense", "model": "small.onnx"}
+    checks = [*verify_results.check_speed([kept], results, paper_table.SHAPES, [*rows, kept])]
+    assert [check.verdict for check in checks] == [verify_results.PASSED] * len(paper_table.SHAPES)
+    assert all("speedup at T=" in check.text for check in checks)
+
+
 def test_nothing_kept_is_nothing_checked(tmp_path: Path) -> None:
     assert verify(tmp_path).output == f"{tmp_path}: no model is kept, so there is nothing to check\n"
 
@@ -109,3 +121,5 @@ def test_a_perplexity_is_computed_again_from_the_recipes_text(tmp_path: Path) ->
     check = verify_results.check_quality(row, tmp_path, None)
     assert check.verdict == verify_results.UNCHECKED
     assert check.text.startswith("ptb-small: Penn Treebank was not named; expected its folder")
+    front = verify_results.check_quality({**row, "recipe": "front"}, tmp_path, None)
+    assert front.text.startswith("front: Penn Treebank was not named; expected its folder")
