@@ -8,6 +8,7 @@ NAME=EMBEDDING,HIDDEN,HIDDEN@PPL    a published language model: sizes, and the t
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,6 +38,19 @@ class Member:
     facts: Row
     recipe: Path | None = None
     sizes: tuple[int, ...] = ()
+
+
+def read_members(texts: Sequence[str]) -> list[Member]:
+    """Read the arguments of a table.
+
+    Raises:
+        BenchError: one cannot be read, or two have the same name.
+    """
+    members = [read_member(text) for text in texts]
+    names = [member.name for member in members]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise BenchError(f"{twice[0]}: is the name of two members; expected different ones. Rename a folder or file.")
+    return members
 
 
 def read_member(text: str) -> Member:

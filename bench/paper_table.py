@@ -25,7 +25,7 @@ import click
 
 from toolchain.errors import BenchError, ToolchainError
 
-from .members import TRAINING, Member, read_member
+from .members import TRAINING, Member, read_members
 from .plan import Effort
 from .random_lm import write_language_model
 from .recipe_changes import recipe_changes
@@ -129,9 +129,7 @@ def main(
     keep: tuple[str, ...], seconds: float, processes: int,
 ) -> None:  # fmt: skip
     """Record MEMBERS, the dense one first."""
-    chosen = [read_member(text) for text in members]
-    if twice := [member.name for member in chosen if [other.name for other in chosen].count(member.name) > 1]:
-        raise BenchError(f"{twice[0]}: is the name of two members; expected different ones. Rename a folder or file.")
+    chosen = read_members(members)
     check_kept(keep, [member.name for member in chosen])
     texts = read_texts(chosen, data)
     recorded = [row for table in sorted(output.parent.glob("*.csv")) for row in read_rows(table)]

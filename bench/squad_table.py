@@ -25,7 +25,7 @@ import numpy as np
 
 from toolchain.errors import BenchError, ToolchainError
 
-from .members import TRAINING, Member, read_member
+from .members import TRAINING, Member, read_members
 from .plan import Effort
 from .result_file import ORIGIN, RESULTS, Row, check_kept, keep_model, origin, read_rows, record_rows, sha256_of
 from .shrunk_files import SIZES, shrunk_files
@@ -93,7 +93,7 @@ def main(
     seconds: float, processes: int,
 ) -> None:  # fmt: skip
     """Record MEMBERS, the dense one first."""
-    chosen = [read_member(text) for text in members]
+    chosen = read_members(members)
     check_kept(keep, [member.name for member in chosen])
     corpus = read_questions(chosen, data)
     recorded = read_rows(output)

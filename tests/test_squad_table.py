@@ -99,6 +99,7 @@ def test_a_reader_that_was_pruned_without_training_joins_by_its_file() -> None:
 @pytest.mark.parametrize(
     ("members", "message"),
     [(["one-shot=runs/dense/model.onnx"], r"^model: is no folder of a run; expected that of the dense reader first"),
+     (["runs/dense", "iss=runs/dense"], r"^dense: is the name of two members; expected different ones\."),
      (["runs/dense", "paper=15,15,15@78.4"], r"^paper: is a published language model; expected readers\.")],
 )  # fmt: skip
 def test_members_that_cannot_be_compared_are_refused(members: list[str], message: str) -> None:

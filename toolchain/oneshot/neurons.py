@@ -71,7 +71,7 @@ def find_groups(program: Program, matrices: Sequence[Matrix], labels: CellArray)
             owned[number] = name, True, transfer.neurons["units"].cells
         elif "columns" in transfer.neurons and feeds_recurrence[labels[transfer.neurons["columns"].cells]].any():
             owned[number] = name, False, transfer.neurons["columns"].cells[None]
-    shared = held | _stored_once(program, labels)
+    shared = held | _stored_for_others(program, labels)
     found = []
     for members in _linked(owned, labels):
         recurrent = any(recurrent for _, recurrent, _ in members)
@@ -105,7 +105,7 @@ def _held(program: Program, matrices: Sequence[Matrix], labels: CellArray) -> Bo
     return held
 
 
-def _stored_once(program: Program, labels: CellArray) -> BoolArray:
+def _stored_for_others(program: Program, labels: CellArray) -> BoolArray:
     """Return which classes have a row or column in a stored matrix that another node uses for other classes."""
     uses: dict[int, list[CellArray]] = {}
     for node, transfer in zip(program.nodes, program.transfers, strict=True):
