@@ -32,9 +32,10 @@ def _faults(before: str) -> int:
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="page faults of glibc's allocator")
-def test_a_freed_block_is_used_again_without_page_faults() -> None:
-    assert _faults("") > 10  # what the setting is there for; 4 KiB pages would make it 15,625
-    assert _faults(KEEP) == 0
+def test_a_freed_block_is_used_again_with_hardly_a_page_fault() -> None:
+    without = _faults("")
+    assert without > 10  # what the setting is there for: 15,625 of 4 KiB, or 32 where the kernel makes pages of 2 MiB
+    assert _faults(KEEP) < 0.2 * without  # not exactly 0: the interpreter's own memory may fault at any time
 
 
 def test_the_users_own_setting_stands(monkeypatch: pytest.MonkeyPatch) -> None:
