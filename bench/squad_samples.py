@@ -19,7 +19,7 @@ from .squad_table import read_questions
 
 
 @click.command()
-@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("run", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option("--data", required=True, type=click.Path(path_type=Path), help="Where the questions lie.")
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="The folder to write to.")
 @click.option("--questions", default=200, show_default=True, type=click.IntRange(min=2), help="How many.")

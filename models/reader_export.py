@@ -10,7 +10,7 @@ that errors beside it went unseen. The words' SHA-256 is in the graph's metadata
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -34,13 +34,20 @@ INITIAL_H = 5  # input of the ONNX operator LSTM; initial_c and weights of peeph
 Feeds = dict[str, npt.NDArray[np.int64]]
 
 
-def export_reader(model: nn.Module, path: Path, *, metadata: Mapping[str, str] | None = None) -> None:
+def export_reader(
+    model: nn.Module,
+    path: Path,
+    *,
+    metadata: Mapping[str, str] | None = None,
+    write: Callable[[Path], None] | None = None,
+) -> None:
     """Write a reader as ONNX: to a temporary name, run against PyTorch, then renamed.
 
     Args:
         model: a `Reader`, or a module of the same inputs and outputs; its mode and parameters are left as they are.
         path: the file to write; an existing one is replaced.
         metadata: entries of the graph's metadata, by key.
+        write: of a model that is a graph already: writes it; None traces the model.
 
     Raises:
         OutputError: the file cannot be written.
@@ -50,7 +57,10 @@ def export_reader(model: nn.Module, path: Path, *, metadata: Mapping[str, str] |
         written_whole(path, remedy="Choose another place with `--output FILE`.") as unfinished,
         evaluation_mode(model),
     ):
-        _write_graph(model, unfinished)
+        if write is None:
+            _write_graph(model, unfinished)
+        else:
+            write(unfinished)
         graph = onnx.load(unfinished)
         _start_from_zeros(graph.graph)
         onnx.helper.set_model_props(graph, dict(metadata or {}))
@@ -120,7 +130,7 @@ def _verify(model: nn.Module, path: Path, name: str) -> None:
     for paragraphs, questions in (((1,), (1,)), ((9,), (2,)), ((4, 11, 7), (6, 1, 3))):
         feeds = _random_feeds(paragraphs, questions)
         with torch.no_grad():
-            expected = model(*(torch.from_numpy(feeds[key]).to(device) for key in INPUTS))
+            expected = model(**{key: torch.from_numpy(feeds[key]).to(device) for key in INPUTS})
         found = session.run(list(OUTPUTS), feeds)
         for output, a, b in zip(OUTPUTS, found, expected, strict=True):
             difference = float(np.abs(a - b.float().cpu().numpy()).max()) if a.shape == tuple(b.shape) else float("inf")

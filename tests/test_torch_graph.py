@@ -165,7 +165,7 @@ def test_a_missing_operator_is_named(node: onnx.NodeProto, message: str, tmp_pat
     text = str(caught.value)
     assert text.startswith(message)
     assert text.endswith(
-        "operators that distillation can differentiate; expected only such operators. Leave --distill out."
+        "operators that can be differentiated here; expected only such operators. Leave --distill or --from out."
     )
     assert "\n" not in text
 

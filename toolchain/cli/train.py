@@ -24,11 +24,12 @@ from toolchain.files import write_text, written_whole
 from toolchain.memory import keep_freed_memory
 from toolchain.training.recipe import METHODS, Recipe
 from toolchain.training.recipe_files import dump_recipe, load_recipe, parse_override
-from toolchain.training.run_folder import RECIPE, RESULT, VOCABULARY, new_run_folder
+from toolchain.training.run_folder import RECIPE, RESULT, START, VOCABULARY, new_run_folder
 
 if TYPE_CHECKING:
     import torch
 
+    from toolchain.training.reader_start import ReaderStart
     from toolchain.training.rebuilding import Start, StartCheck
     from toolchain.training.task import TrainingResult
     from toolchain.training.training_run import TrainingRun
@@ -36,7 +37,8 @@ if TYPE_CHECKING:
 RUNS = Path("runs")
 # Keys of a recipe that `--from` reads off the file instead; dropout is the recipe's.
 FROM_FILE = frozenset(
-    f"model.{key}" for key in ("factory", "cell", "embedding_size", "hidden_sizes", "tied", "init_scale")
+    f"model.{key}"
+    for key in ("factory", "cell", "embedding_size", "hidden_sizes", "tied", "init_scale", "character_channels", "file")
 )
 KEEP_METHODS = ("neuron-selection", "magnitude", "l1")  # those that gates.keep decides
 INTERRUPTED = 130  # what a shell expects of a program that ended by Ctrl-C
@@ -53,7 +55,7 @@ INTERRUPTED = 130  # what a shell expects of a program that ended by Ctrl-C
               help="Folder that holds the files of ptb, wikitext-2 or squad.")  # fmt: skip
 @click.option("--text", type=click.Path(path_type=Path), help="Train on this UTF-8 text.")
 @click.option("--from", "source", type=click.Path(dir_okay=False, path_type=Path), metavar="MODEL.onnx",
-              help="Start from this language model, shrunk or not; trains densely unless told otherwise.")  # fmt: skip
+              help="Start from this model, shrunk or not; trains densely unless told otherwise.")  # fmt: skip
 @click.option("--like", type=click.Path(path_type=Path), metavar="MODEL.onnx|RUN",
               help="Train a dense network of this pruned one's sizes from scratch (method direct).")  # fmt: skip
 @click.option("--resume", type=click.Path(exists=True, file_okay=False, path_type=Path),
@@ -184,6 +186,7 @@ def _run(recipe: Recipe, *, source: Path | None, resume: Path | None, name: str 
     import torch
 
     from toolchain.training.processes import decided_by_main, join_processes, leave_processes
+    from toolchain.training.reader_start import start_reader
     from toolchain.training.rebuilding import check_start, load_teacher, rebuild
     from toolchain.training.training_run import begin_run, restore_run
 
@@ -191,8 +194,12 @@ def _run(recipe: Recipe, *, source: Path | None, resume: Path | None, name: str 
         torch.set_num_threads(recipe.run.threads)
     processes = join_processes(recipe.run.device)
     console = Console(quiet=not processes.is_main, soft_wrap=True)
-    start = None if source is None else rebuild(source, recipe)
+    reads = recipe.model.network == "reader"
+    start = None if source is None or reads else rebuild(source, recipe)
     corpus = _load_corpus(recipe)
+    if source is not None and reads:
+        console.print(_reader_line(start_reader(source, recipe, corpus, processes.device)), highlight=False)
+        recipe = replace(recipe, model=replace(recipe.model, file=START))
     if start is not None:
         recipe = replace(recipe, model=start.section)
         console.print(_start_lines(start, check_start(start, corpus, threads=recipe.run.threads)), highlight=False)
@@ -205,6 +212,8 @@ def _run(recipe: Recipe, *, source: Path | None, resume: Path | None, name: str 
         _check_vocabulary(folder, corpus)
     else:
         created = new_run_folder(RUNS, name, default=recipe.name) if processes.is_main else None
+        if source is not None and created is not None and reads:
+            shutil.copyfile(source, created / START)
         folder = decided_by_main(created, processes=processes) or RUNS
     weights = None if start is None else start.weights
     run = begin_run(recipe, corpus, folder=folder, processes=processes, weights=weights, teacher=teacher)
@@ -301,6 +310,14 @@ def _start_lines(start: Start, check: StartCheck) -> str:
     if start.untied:
         lines.append("output layer and embedding differ in the file, so they are trained apart (the recipe ties them)")
     return "\n".join(lines)
+
+
+def _reader_line(start: ReaderStart) -> str:
+    sizes = " + ".join(map(str, start.hidden_sizes))
+    return (
+        f"from {start.source}: recurrent nodes of {sizes} units; scores of {start.questions} validation questions "
+        f"{start.difference:.0e} apart in ONNX Runtime and PyTorch"
+    )
 
 
 def _described(corpus: Any, source: Path | None, device: torch.device) -> str:

@@ -6,7 +6,7 @@ small integer tensors. Subgraphs (If, Loop, Scan) and operators of other domains
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,6 +24,7 @@ from toolchain.torch_graph.recurrence import recurrent, unsupported
 
 OPERATORS: dict[str, Operator] = {**ELEMENTWISE, **MOVEMENT, **MIXING, **dict.fromkeys(PYTORCH_GATES, recurrent)}
 _DOMAINS = ("", "ai.onnx")
+_ADVICE = "Leave --distill or --from out."
 # What PyTorch and numpy raise for operands that an operator does not take.
 _OPERAND_ERRORS = (RuntimeError, ValueError, TypeError, IndexError, KeyError)
 
@@ -58,8 +59,19 @@ class TorchGraph:
         }
         self.trained = {name: self._constants[name].requires_grad_() for name in trained}
 
-    def run(self, feeds: Mapping[str, Tensor], names: Sequence[str]) -> dict[str, Tensor]:
+    def run(
+        self,
+        feeds: Mapping[str, Tensor],
+        names: Sequence[str],
+        *,
+        before_recurrence: Callable[[Tensor], Tensor] | None = None,
+    ) -> dict[str, Tensor]:
         """Return the named values.
+
+        Args:
+            feeds: inputs by name; an initializer's name replaces its value.
+            names: which values to return.
+            before_recurrence: changes what each recurrent node reads, as dropout does.
 
         Raises:
             DistillationError: PyTorch refuses an operator's operands.
@@ -67,13 +79,15 @@ class TorchGraph:
         values: dict[str, Tensor] = {**self._constants, **feeds}
         for step in self._steps:
             operands = [values[name] if name else None for name in step.inputs]
+            if before_recurrence is not None and step.operator is recurrent and operands[0] is not None:
+                operands[0] = before_recurrence(operands[0])
             try:
                 result = step.operator(step.node, *operands)
             except _OPERAND_ERRORS as error:
                 problem = " ".join(str(error).split())[:200]
                 raise DistillationError(
                     f"node {step.node.name!r} ({step.node.op_type}): cannot be computed in PyTorch ({problem}); "
-                    "expected operands that it takes. Leave --distill out."
+                    f"expected operands that it takes. {_ADVICE}"
                 ) from error
             results = (result,) if isinstance(result, Tensor) else result
             if any(step.outputs[len(results) :]):
@@ -101,6 +115,6 @@ def _step(node: ir.Node, opset: int) -> _Step:
 
 def _refusal(name: str, what: str) -> DistillationError:
     return DistillationError(
-        f"node {name!r}: {what} is not among the {len(OPERATORS)} operators that distillation can differentiate; "
-        "expected only such operators. Leave --distill out."
+        f"node {name!r}: {what} is not among the {len(OPERATORS)} operators that can be differentiated here; expected "
+        f"only such operators. {_ADVICE}"
     )

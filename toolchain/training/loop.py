@@ -130,7 +130,8 @@ def finish(run: TrainingRun, corpus: Any, *, threads: int | None = None) -> Trai
         OutputError: the file cannot be written.
         ParityError: ONNX Runtime computes something else than PyTorch.
     """
-    model = run.method.finished(run.model, dense=build_network(run.recipe.model, len(corpus.vocabulary)))
+    dense = build_network(run.recipe.model, len(corpus.vocabulary), folder=run.folder)
+    model = run.method.finished(run.model, dense=dense)
     speeds = [float(row["tokens_per_s"] or 0) for row in run.metrics]
     return run.task.finish(
         model,

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from toolchain.errors import DatasetError, TrainingError
 from toolchain.exporting import State
+from toolchain.training.graph_network import GraphNetwork
 from toolchain.training.processes import Processes
 from toolchain.training.pruning_sections import GatesSection
 from toolchain.training.recipe import Recipe
@@ -130,7 +131,9 @@ class ReadingComprehension:
     ) -> ReadingResult:
         """Export the model and measure exact match and F1 of the test questions."""
         metadata = {"toolchain.vocabulary_sha256": corpus.vocabulary_hash}
-        importlib.import_module("toolchain.models.reader_export").export_reader(model, path, metadata=metadata)
+        write = model.write if isinstance(model, GraphNetwork) else None
+        export = importlib.import_module("toolchain.models.reader_export").export_reader
+        export(model, path, metadata=metadata, write=write)
         found = _evaluation().torch_scores(model, corpus, corpus.test)
         onnx = _evaluation().onnx_scores(path, corpus, corpus.test, threads=threads)
         return ReadingResult(

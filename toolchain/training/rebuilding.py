@@ -171,7 +171,7 @@ def _check_known_by_sizes(recipe: Recipe, reason: str) -> None:
     if recipe.model.network != "language-model":
         raise TrainingError(
             f"recipe {recipe.name}: model.network is {recipe.model.network}; expected a language-model, because no "
-            "other network can be read from a file. Train this one from the start."
+            "other network is known by the sizes in a file. Train this one from the start."
         )
     if recipe.model.factory is not None:
         raise TrainingError(

@@ -58,6 +58,8 @@ class ModelSection:
         tied: the output layer uses the embedding table.
         init_scale: weights start uniform in `[-init_scale, init_scale]`; absent: PyTorch's defaults.
         character_channels: of a reader: what the bytes of a word are made into, beside its embedding.
+        file: of a reader: the ONNX file whose graph is the network, as `--from` sets it, relative to the run's folder.
+            The keys that give sizes are then unused.
     """
 
     network: Literal["language-model", "reader"] = "language-model"
@@ -74,6 +76,7 @@ class ModelSection:
     tied: bool = False
     init_scale: Positive | None = None
     character_channels: Count = 64
+    file: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

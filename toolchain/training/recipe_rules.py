@@ -68,6 +68,8 @@ def _check_network(recipe: Recipe, origin: str) -> None:
             f"{origin}: model.tied: the last of model.hidden_sizes is {model.hidden_sizes[-1]}; "
             f"expected model.embedding_size, {model.embedding_size}. Make them equal, or set model.tied = false."
         )
+    if model.file is not None and model.network != "reader":
+        raise refused(origin, "model.file", model.file, "no value, because only a reader's graph is trained as it is")
     if model.factory is not None and (optim.activation_penalty or optim.slowness_penalty):
         raise RecipeError(
             f"{origin}: optim.activation_penalty and optim.slowness_penalty: given with model.factory; expected 0, "

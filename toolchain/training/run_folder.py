@@ -25,6 +25,7 @@ METRICS = "metrics.csv"
 GATES = "gates.csv"
 CHECKPOINT = "checkpoint.safetensors"
 MODEL = "model.onnx"
+START = "start.onnx"  # the network of a run that began with a reader's file
 RESULT = "result.json"
 
 Row = Mapping[str, str | float | int | None]

@@ -22,6 +22,7 @@ from toolchain.training.checkpoint import (
     unpack_optimizer,
     with_prefix,
 )
+from toolchain.training.graph_network import GraphNetwork
 from toolchain.training.methods.begin import begin_method
 from toolchain.training.methods.pruning_method import PruningMethod
 from toolchain.training.processes import Processes, gather_columns, own_columns
@@ -103,7 +104,7 @@ def begin_run(
     # The same seed in every process: all start from the same weights and sample the same gates. Dropout masks
     # are then alike too, each on its own part of the batch.
     torch.manual_seed(recipe.run.seed)
-    model = build_network(recipe.model, len(corpus.vocabulary))
+    model = build_network(recipe.model, len(corpus.vocabulary), folder=folder)
     if weights is not None:
         model.load_state_dict(weights)
     model.to(processes.device)
@@ -129,12 +130,20 @@ def begin_run(
     )
 
 
-def build_network(section: ModelSection, vocabulary_size: int) -> nn.Module:
+def build_network(section: ModelSection, vocabulary_size: int, *, folder: Path = Path()) -> nn.Module:
     """Build the recipe's language model or reader, or call the user's factory.
 
+    Args:
+        section: of the recipe.
+        vocabulary_size: number of words.
+        folder: of the run, which `section.file` is relative to.
+
     Raises:
+        ModelFileError: `section.file` cannot be read.
         RecipeError: the factory cannot be imported, or what it returns is no token model.
     """
+    if section.file is not None:
+        return GraphNetwork(folder / section.file, dropout=section.dropout)
     if section.network == "reader":
         return _build_reader(section, vocabulary_size)
     if section.factory is None:
