@@ -27,7 +27,7 @@ from .oneshot_real import CASES, RealCase, score_against
 from .oneshot_steps import epoch, int8
 from .oneshot_sweep import Row, Score, Sweep, sweep_rows
 from .real_samples import save_streams
-from .result_file import RESULTS, record_rows
+from .result_file import RESULTS, known_rows, record_rows
 from .runner import describe_machine
 
 if TYPE_CHECKING:
@@ -179,6 +179,7 @@ def _record(calls: int, seed: int) -> Row:
 
 def _record_each(path: Path, fields: tuple[str, ...], rows: Iterable[Row]) -> None:
     """Put rows on record as they come, in place of those of the same model, method and ratio."""
+    known_rows(path, fields)
     for row in rows:
         record_rows(path, fields, KEY, [row])
         shown = {name: f"{row[name]:.5g}" if isinstance(row[name], float) else row[name] for name in fields

@@ -29,7 +29,18 @@ from .members import TRAINING, Member, read_members
 from .plan import Effort
 from .random_lm import write_language_model
 from .recipe_changes import recipe_changes
-from .result_file import ORIGIN, RESULTS, Row, check_kept, keep_model, origin, read_rows, record_rows, sha256_of
+from .result_file import (
+    ORIGIN,
+    RESULTS,
+    Row,
+    check_kept,
+    keep_model,
+    known_rows,
+    origin,
+    read_rows,
+    record_rows,
+    sha256_of,
+)
 from .shrunk_files import SIZES, shrunk_files
 from .timing import Shape, time_models
 
@@ -129,6 +140,7 @@ def main(
     keep: tuple[str, ...], seconds: float, processes: int,
 ) -> None:  # fmt: skip
     """Record MEMBERS, the dense one first."""
+    known_rows(output, FIELDS)
     chosen = read_members(members)
     check_kept(keep, [member.name for member in chosen])
     texts = read_texts(chosen, data)

@@ -51,6 +51,22 @@ def read_rows(path: Path) -> list[dict[str, str]]:
     return list(csv.DictReader(io.StringIO(path.read_text("utf-8")))) if path.is_file() else []
 
 
+def known_rows(path: Path, fields: Sequence[str]) -> list[dict[str, str]]:
+    """Return a result file's rows, none if there is no file; ask before a long measurement.
+
+    Raises:
+        BenchError: the file has other columns.
+    """
+    known = read_rows(path)
+    if known and tuple(known[0]) != tuple(fields):
+        other = sorted(set(known[0]) ^ set(fields)) or ["their order"]
+        raise BenchError(
+            f"{path}: has other columns ({', '.join(other)}); expected {', '.join(fields)}. Move it away and record "
+            "everything again."
+        )
+    return known
+
+
 def record_rows(path: Path, fields: Sequence[str], key: Sequence[str], rows: Sequence[Row]) -> None:
     """Add rows to a result file, in place of those with the same key; the others stay as they are.
 
@@ -64,13 +80,7 @@ def record_rows(path: Path, fields: Sequence[str], key: Sequence[str], rows: Seq
         BenchError: the file has other columns.
         OutputError: it cannot be written.
     """
-    known = read_rows(path)
-    if known and tuple(known[0]) != tuple(fields):
-        other = sorted(set(known[0]) ^ set(fields)) or ["their order"]
-        raise BenchError(
-            f"{path}: has other columns ({', '.join(other)}); expected {', '.join(fields)}. Move it away and record "
-            "everything again."
-        )
+    known = known_rows(path, fields)
     added = [{name: _cell(row.get(name)) for name in fields} for row in rows]
     new = {tuple(row[name] for name in key) for row in added}
     text = io.StringIO()

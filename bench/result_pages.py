@@ -239,6 +239,8 @@ _READER: tuple[Column, ...] = (
     ("weights", lambda row: row["weights"]),
     *((title, lambda row, name=name: _number(row, name, "{:.2f}".format))
       for title, name in (("exact match", "exact_match"), ("F1", "f1"))),
+    ("F1 against dense", lambda row: f"{float(row['f1_change_low']):+.1f} to {float(row['f1_change_high']):+.1f}"
+     if row["f1_change_low"] else ""),
     ("units", lambda row: row["hidden_sizes"]),
     _RECURRENT,
     ("parameters", lambda row: _number(row, "parameters", "{:,.0f}".format)),

@@ -6,7 +6,8 @@ python -m toolchain.bench.squad_table --data FOLDER runs/dense one-shot=halved.o
 
 A member is the folder of a finished run of the recipe `squad`, or a model file with the name of its method; the first
 one is the folder of the dense reader that speedups are over. Each is shrunk, which proves it equal to what was trained,
-and quantized; scores are those of the resulting file in ONNX Runtime over all test questions. It is timed on one
+and quantized; scores are those of the resulting file in ONNX Runtime over all test questions, and the difference of F1
+from the dense reader's has a 95% interval over paragraphs, because questions of one are alike. It is timed on one
 question at a time: one whose paragraph is of median length, and one longer than nine in ten. All times are from
 interleaved runs in one thread.
 """
@@ -27,13 +28,15 @@ from toolchain.errors import BenchError, ToolchainError
 
 from .members import TRAINING, Member, read_members
 from .plan import Effort
-from .result_file import ORIGIN, RESULTS, Row, check_kept, keep_model, origin, read_rows, record_rows, sha256_of
+from .result_file import ORIGIN, RESULTS, Row, check_kept, keep_model, known_rows, origin, record_rows, sha256_of
 from .shrunk_files import SIZES, shrunk_files
+from .statistics import interval
 from .timing import COLUMNS, time_on_inputs
 
 QUANTILES = {"median": 0.5, "long": 0.9}  # of the lengths of test paragraphs
 KEY = ("run", "weights")
-SCORES = ("exact_match", "f1")
+SCORES = ("exact_match", "f1", "f1_change_low", "f1_change_high")
+RESAMPLES = 10_000
 TIMES = tuple(f"{name}_{column}" for name in QUANTILES for column in ("words", *COLUMNS))
 FIELDS = ("run", "method", "weights", "seed", "test_questions", *SCORES, *SIZES, *TIMES, "baseline", *TRAINING,
           *ORIGIN, "model", "sha256")  # fmt: skip
@@ -93,10 +96,10 @@ def main(
     seconds: float, processes: int,
 ) -> None:  # fmt: skip
     """Record MEMBERS, the dense one first."""
+    known_rows(output, FIELDS)
     chosen = read_members(members)
     check_kept(keep, [member.name for member in chosen])
     corpus = read_questions(chosen, data)
-    recorded = read_rows(output)
     here = origin(
         "toolchain.bench.squad_table",
         sys.argv[1:],
@@ -105,12 +108,17 @@ def main(
     with tempfile.TemporaryDirectory(prefix="toolchain-") as folder:
         rows: dict[str, Row] = {}
         files: dict[str, Path] = {}
+        dense = None
         for member in chosen:
             assert member.model is not None  # `read_questions` refuses a published network
             facts = {"run": member.name, "corpus": corpus.origin, **member.facts, "test_questions": len(corpus.test)}
             for file, sizes in shrunk_files(member.name, member.model, Path(folder), int8=int8):
                 name = file.name.removesuffix(".onnx")
-                rows[name] = {**facts, **sizes, **_scores(file, corpus, recorded), **here}
+                found = import_module("toolchain.models.squad_evaluation").onnx_scores(
+                    file, corpus, corpus.test, threads=1
+                )
+                dense = dense or found
+                rows[name] = {**facts, **sizes, **_scores(dense, found, corpus.test), "sha256": sha256_of(file), **here}
                 rows[name]["model"] = keep_model(file, output.parent, "squad") if name in keep else None
                 files[name] = file
                 click.echo(f"{name}: exact match {rows[name]['exact_match']}, F1 {rows[name]['f1']}", err=True)
@@ -121,14 +129,30 @@ def main(
     record_rows(output, FIELDS, KEY, list(rows.values()))
 
 
-def _scores(file: Path, corpus: Any, recorded: list[dict[str, str]]) -> Row:
-    """Return exact match and F1 over the test questions, or those on record for the very same file and questions."""
-    digest = sha256_of(file)
-    for row in recorded:
-        if row["sha256"] == digest and row["corpus"].startswith(corpus.origin) and row["f1"]:
-            return {"sha256": digest, **{name: row[name] for name in SCORES}}
-    found = import_module("toolchain.models.squad_evaluation").onnx_scores(file, corpus, corpus.test, threads=1)
-    return {"sha256": digest, "exact_match": found.exact_match, "f1": found.f1}
+def _scores(dense: Any, found: Any, questions: Sequence[Any]) -> Row:
+    """Return the columns `SCORES`; the dense reader's own change is left empty."""
+    row: Row = {"exact_match": found.exact_match, "f1": found.f1}
+    if found is dense:
+        return row
+    low, high = f1_change(dense.question_f1, found.question_f1, [id(question.paragraph) for question in questions])
+    return {**row, "f1_change_low": low, "f1_change_high": high}
+
+
+def f1_change(before: Sequence[float], after: Sequence[float], paragraphs: Sequence[int]) -> tuple[float, float]:
+    """Return the 95% interval of the mean difference of two readers' F1, in percent.
+
+    Paragraphs are drawn, with all their questions: the questions of one paragraph are not independent.
+
+    Args:
+        before: F1 of each question, from 0 to 1.
+        after: likewise, of the other reader.
+        paragraphs: which one each question is about.
+    """
+    _, of = np.unique(paragraphs, return_inverse=True)
+    sums = np.bincount(of, weights=np.subtract(after, before))  # [paragraphs]
+    counts = np.bincount(of)
+    draws = np.random.default_rng(0).multinomial(len(counts), np.full(len(counts), 1 / len(counts)), RESAMPLES)
+    return interval(100 * (draws @ sums) / (draws @ counts), processes=len(counts))
 
 
 if __name__ == "__main__":

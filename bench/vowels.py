@@ -25,7 +25,7 @@ from toolchain.errors import ToolchainError
 from toolchain.runtime import open_session
 
 from .plan import Effort
-from .result_file import ORIGIN, RESULTS, Row, origin, record_rows, sha256_of
+from .result_file import ORIGIN, RESULTS, Row, known_rows, origin, record_rows, sha256_of
 from .timing import Shape, time_models
 
 CELLS, METHODS = ("lstm", "gru"), ("dense", "neuron-selection", "direct")
@@ -59,6 +59,7 @@ def main(
     untimed: bool, seconds: float, processes: int,
 ) -> None:  # fmt: skip
     """Train, prune, score and time the speaker classifier."""
+    known_rows(results / "vowels.csv", FIELDS)
     here = origin("toolchain.bench.vowels", sys.argv[1:])
     for cell in cells:
         rows = [row for seed in seeds for row in _trained(cell, seed, epochs, price, hidden, runs)]

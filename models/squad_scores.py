@@ -31,10 +31,11 @@ _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scores:
-    """Means over questions, in percent."""
+    """Means over questions, in percent, and the F1 of each question, from 0 to 1, in the order they were given."""
 
     exact_match: float
     f1: float
+    question_f1: tuple[float, ...]
 
 
 def normalise(answer: str) -> str:
@@ -67,7 +68,9 @@ def score(predictions: Mapping[str, str], questions: Iterable[Question]) -> Scor
         found = [] if prediction is None else [prediction]
         matches.append(max((exact_match(text, gold) for text in found for gold in question.answers), default=0.0))
         overlaps.append(max((f1(text, gold) for text in found for gold in question.answers), default=0.0))
-    return Scores(exact_match=100 * float(np.mean(matches)), f1=100 * float(np.mean(overlaps)))
+    return Scores(
+        exact_match=100 * float(np.mean(matches)), f1=100 * float(np.mean(overlaps)), question_f1=tuple(overlaps)
+    )
 
 
 def best_spans(start: LogitArray, end: LogitArray, lengths: Sequence[int]) -> list[tuple[int, int]]:

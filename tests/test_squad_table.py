@@ -12,7 +12,7 @@ import tiny_squad
 from click.testing import CliRunner
 from toolchain.bench import squad_samples, squad_table, verify_results
 from toolchain.bench.result_file import record_rows
-from toolchain.bench.squad_table import FIELDS, KEY, QUANTILES, write_questions
+from toolchain.bench.squad_table import FIELDS, KEY, QUANTILES, f1_change, write_questions
 from toolchain.models.squad import load_squad
 from toolchain.models.squad_evaluation import onnx_scores
 
@@ -62,7 +62,9 @@ def test_a_row_holds_every_column_and_the_scores_are_those_of_the_file() -> None
     assert {run for run, _ in found} == set(METHODS)
     for row in rows:
         assert tuple(row) == FIELDS
-        assert not [name for name in FIELDS if not row[name] and name != "keep"]
+        own = ("f1_change_low", "f1_change_high") if (row["run"], row["weights"]) == ("dense", "fp32") else ()
+        assert not [name for name in FIELDS if not row[name] and name not in ("keep", *own)]
+        assert all(row[name] == "" for name in own)
     dense, gated = found["dense", "fp32"], found["gated", "fp32"]
     assert [found[run, "fp32"]["method"] for run in METHODS] == [*NAMES.values()]
     assert (dense["median_speedup"], dense["long_speedup"]) == ("1", "1")
@@ -140,12 +142,24 @@ def test_readers_are_timed_on_paragraphs_of_median_length_and_on_long_ones(tmp_p
         assert np.load(path)["paragraph"].shape == (words, 1)
 
 
-def test_scores_on_record_are_not_computed_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_change_of_f1_has_an_interval_over_paragraphs_not_over_questions() -> None:
+    rng = np.random.default_rng(0)
+    paragraphs = np.repeat(np.arange(400), 5)
+    before = rng.random(2000)
+    shift = np.repeat(rng.normal(0.02, 0.1, 400), 5)  # questions of a paragraph change alike
+    low, high = f1_change(before, before + shift, paragraphs.tolist())
+    assert low < 100 * shift.mean() < high
+    assert high - low == pytest.approx(2 * 1.96 * 100 * shift.std() / 400**0.5, rel=0.06)
+    narrow = f1_change(before, before + shift, list(range(2000)))
+    assert narrow[1] - narrow[0] == pytest.approx((high - low) / 5**0.5, rel=0.06)
+    assert f1_change(before, before, paragraphs.tolist()) == (0.0, 0.0)
+
+
+def test_scores_alone_leave_the_times_empty() -> None:
     Path("results/squad.csv").unlink(missing_ok=True)
-    (first,) = record("runs/dense", "--untimed", "--no-int8")
-    monkeypatch.setattr("toolchain.models.squad_evaluation.onnx_scores", None)
-    assert record("runs/dense", "--untimed", "--no-int8") == [first]
-    assert first["median_p50_ms"] == ""
+    (row,) = record("runs/dense", "--untimed", "--no-int8")
+    assert row["median_p50_ms"] == ""
+    assert float(row["f1"]) > 0
 
 
 def test_a_run_that_did_not_finish_is_refused() -> None:
@@ -153,3 +167,11 @@ def test_a_run_that_did_not_finish_is_refused() -> None:
     Path("unfinished/recipe.toml").write_text(Path("runs/dense/recipe.toml").read_text())
     with pytest.raises(BenchError, match=r"unfinished: holds no finished run .*Finish it with `toolchain train --resu"):
         record("unfinished", "--untimed")
+
+
+def test_a_file_with_other_columns_is_refused_before_anything_is_scored(monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("results/squad.csv").write_text("run,weights\ndense,fp32\n")
+    monkeypatch.setattr("toolchain.models.squad_evaluation.onnx_scores", None)
+    with pytest.raises(BenchError, match=r"has other columns .*Move it away"):
+        record("runs/dense", "--untimed")
+    Path("results/squad.csv").unlink()
