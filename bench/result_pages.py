@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from itertools import groupby
 from pathlib import Path
 from statistics import mean
 
@@ -42,8 +41,8 @@ def language_models(results: Path) -> str:
     """Return a table for each recipe on Penn Treebank."""
     rows = read_rows(results / "ptb.csv")
     tables = []
-    for recipe, group in groupby(rows, key=lambda row: row["recipe"]):
-        of_recipe = list(group)
+    for recipe in dict.fromkeys(row["recipe"] for row in rows):  # a row recorded later stands with its recipe
+        of_recipe = [row for row in rows if row["recipe"] == recipe]
         tables.append(f"`{recipe}`\n\n{markdown_table(_LANGUAGE_MODEL, of_recipe)}")
         tables += [line for line in (_seeds(of_recipe),) if line]
     return "\n\n".join([*tables, _provenance(rows)]) if rows else _not_recorded("paper_table")

@@ -91,6 +91,20 @@ def test_seeds_of_one_method_are_told_as_mean_and_range(tmp_path: Path) -> None:
     assert told == ["- neuron-selection, 2 seeds: test perplexity 111.50 (110.00 to 113.00), multiply-adds 1,000"]
 
 
+def test_a_row_recorded_later_stands_in_the_table_of_its_recipe(tmp_path: Path) -> None:
+    root = project(tmp_path)
+    (root / "docs" / "results.md").write_text("<!-- results: ptb -->\n<!-- end of results -->\n")
+    with (root / "bench" / "results" / "ptb.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, paper_table.FIELDS)
+        writer.writeheader()
+        for recipe, run in (("ptb-small", "first"), ("ptb-medium", "other"), ("ptb-small", "later")):
+            writer.writerow({"recipe": recipe, "run": run, "method": "dense", "weights": "fp32"})
+    CliRunner().invoke(tables.main, ["--root", str(root)], catch_exceptions=False)
+    lines = (root / "docs" / "results.md").read_text().splitlines()
+    shown = [line.split("|")[1].strip() if "|" in line else line for line in lines if line.startswith(("`", "| `"))]
+    assert shown == ["`ptb-small`", "`first`", "`later`", "`ptb-medium`", "`other`"]
+
+
 def test_one_shot_rows_stand_in_one_order_whatever_order_they_were_recorded_in(tmp_path: Path) -> None:
     root = project(tmp_path)
     (root / "docs" / "prune.md").write_text("<!-- results: oneshot_language -->\n<!-- end of results -->\n")
