@@ -73,7 +73,7 @@ def carry_out(recipe: Recipe, *, source: Path | None, resume: Path | None, name:
     else:
         created = new_run_folder(RUNS, name, default=recipe.name) if processes.is_main else None
         if created is not None and source is not None and recipe.model.file == START:
-            shutil.copyfile(source, created / START)
+            _copy(source, created / START)
         folder = decided_by_main(created, processes=processes) or RUNS
     run = begin_run(recipe, corpus, folder=folder, processes=processes, weights=weights, teacher=teacher)
     if resume is not None:

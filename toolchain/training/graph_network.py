@@ -17,6 +17,7 @@ from toolchain.errors import TrainingError
 from toolchain.graph.loading import load_model
 from toolchain.graph.normalise import normalise
 from toolchain.graph.saving import save_embedded
+from toolchain.graph.token_model import VOCABULARY_KEY
 from toolchain.recurrent import GATES, slot
 from toolchain.torch_graph.interpreter import TorchGraph
 
@@ -38,7 +39,7 @@ class GraphNetwork(nn.Module):
         """
         super().__init__()
         model, _ = load_model(path)
-        self.vocabulary_hash = model.metadata_props.get("toolchain.vocabulary_sha256")
+        self.vocabulary_hash = model.metadata_props.get(VOCABULARY_KEY)
         self._model = normalise(model).model
         self._graph = TorchGraph(self._model)
         self._names = _weight_names(self._model.graph)
