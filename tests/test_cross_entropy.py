@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from toolchain.training import cross_entropy as module
-from toolchain.training.cross_entropy import cross_entropy
+from toolchain.training.cross_entropy import cross_entropy, soft_cross_entropy
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -25,6 +25,27 @@ def test_value_and_gradient_are_those_of_pytorch(
     (weight * loss).backward()
     (weight * expected).backward()
     torch.testing.assert_close(found.grad, wanted.grad)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("temperature", [1.0, 2.5])
+def test_another_networks_probabilities_are_targets_as_in_pytorch(
+    dtype: torch.dtype, temperature: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "BLOCK", 3 * 11)
+    random = torch.Generator().manual_seed(0)
+    scores, answer = ((4 * torch.randn(20, 11, generator=random)).to(dtype) for _ in range(2))
+    found, wanted = (scores.clone().requires_grad_() for _ in range(2))
+    loss = soft_cross_entropy(found, answer, temperature=temperature)
+    p = torch.softmax(answer.float() / temperature, dim=-1)
+    expected = torch.nn.functional.cross_entropy(wanted.float() / temperature, p)
+    torch.testing.assert_close(loss, expected)
+    assert (loss.dtype, loss.shape) == (torch.float32, ())
+    (3 * loss).backward()
+    (3 * expected).backward()
+    torch.testing.assert_close(found.grad, wanted.grad)
+    assert wanted.grad is not None
+    assert wanted.grad.abs().max() > 1e-3
 
 
 def test_a_second_pass_backward_gives_the_same_gradient() -> None:

@@ -1,6 +1,8 @@
 """The cross entropy of scores over many classes, a few rows at a time.
 
-    loss = -1/N * sum over rows of log softmax(scores)[target],      d loss / d scores = (softmax(scores) - onehot) / N
+With q = softmax(scores / T), and p a row of probabilities or, where the right class is known, its onehot (T = 1):
+
+    loss = -1/N * sum over rows of p . log q,      d loss / d scores = (q - p) / (N * T)
 
 PyTorch passes over all scores once per step of that formula: 1,600 words of 10,000 classes are 64 MB, which a CPU
 fetches from memory and writes back half a dozen times. Here a block of rows goes through all the steps while it lies in
@@ -28,28 +30,56 @@ def cross_entropy(scores: Tensor, targets: Tensor) -> Tensor:
     """
     if scores.device.type != "cpu":  # one kernel there, and each block would be a launch of its own
         return nn.functional.cross_entropy(scores.float(), targets)
-    loss: Tensor = _Blockwise.apply(scores, targets)  # type: ignore[no-untyped-call]
+    loss: Tensor = _Blockwise.apply(scores, targets, 1.0)  # type: ignore[no-untyped-call]
+    return loss
+
+
+def soft_cross_entropy(scores: Tensor, answer: Tensor, *, temperature: float) -> Tensor:
+    """Return the mean cross entropy in nats, float32, with another network's probabilities at the same temperature.
+
+    Args:
+        scores: shape `[N, classes]`, of any floating type.
+        answer: the other network's scores, same shape, without gradient.
+        temperature: both networks' scores are divided by it.
+    """
+    if scores.device.type != "cpu":
+        p = torch.softmax(answer.float() / temperature, dim=-1)
+        return nn.functional.cross_entropy(scores.float() / temperature, p)
+    loss: Tensor = _Blockwise.apply(scores, answer, temperature)  # type: ignore[no-untyped-call]
     return loss
 
 
 class _Blockwise(torch.autograd.Function):
+    """Targets are right classes, `[N]`, or scores, `[N, classes]`."""
+
     @staticmethod
-    def forward(ctx: Any, scores: Tensor, targets: Tensor) -> Tensor:
+    def forward(ctx: Any, scores: Tensor, targets: Tensor, temperature: float) -> Tensor:
         rows = max(1, BLOCK // scores.shape[1])
         loss = torch.zeros((), dtype=torch.float64)
         gradient = torch.empty_like(scores)
         for start in range(0, len(scores), rows):
-            block, right = scores[start : start + rows], targets[start : start + rows, None]
-            predicted = torch.log_softmax(block, dim=-1, dtype=torch.float32)
-            loss -= predicted.gather(1, right).sum(dtype=torch.float64)
-            if ctx.needs_input_grad[0]:
+            block, target = scores[start : start + rows], targets[start : start + rows]
+            predicted = _log_softmax(block, temperature)
+            if target.ndim == 1:
+                right = target[:, None]
+                loss -= predicted.gather(1, right).sum(dtype=torch.float64)
                 predicted.exp_().scatter_add_(1, right, predicted.new_full(right.shape, -1.0))
-                gradient[start : start + rows] = predicted.div_(len(scores))
+            else:
+                p = _log_softmax(target, temperature).exp_()
+                loss -= torch.dot(p.flatten(), predicted.flatten())
+                predicted.exp_().sub_(p)
+            gradient[start : start + rows] = predicted.div_(len(scores) * temperature)
         ctx.save_for_backward(gradient)
         return (loss / len(scores)).float()
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None]:
         (gradient,) = ctx.saved_tensors
-        return gradient if upstream == 1 else gradient * upstream.to(gradient.dtype), None
+        return gradient if upstream == 1 else gradient * upstream.to(gradient.dtype), None, None
+
+
+def _log_softmax(scores: Tensor, temperature: float) -> Tensor:
+    if temperature != 1:
+        scores = scores.float() / temperature
+    return torch.log_softmax(scores, dim=-1, dtype=torch.float32)

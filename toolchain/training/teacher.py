@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from toolchain.exporting import State
+from toolchain.training.cross_entropy import soft_cross_entropy
 from toolchain.training.teaching_sections import TeacherSection
 
 
@@ -105,6 +106,5 @@ def taught(loss: Tensor, lesson: Lesson) -> Tensor:
     if lesson.section is None or lesson.logits is None or lesson.answer is None:
         return loss
     weight, T = lesson.section.weight, lesson.section.temperature
-    p = torch.softmax(lesson.answer.float().flatten(0, 1) / T, dim=-1)  # [T*B, vocabulary_size]
-    soft = nn.functional.cross_entropy(lesson.logits.float().flatten(0, 1) / T, p)
+    soft = soft_cross_entropy(lesson.logits.flatten(0, 1), lesson.answer.flatten(0, 1), temperature=T)
     return (1 - weight) * loss + weight * T**2 * soft
