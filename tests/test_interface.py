@@ -172,6 +172,20 @@ def test_parameters_are_weights_and_not_shape_constants(tmp_path):
     assert model.parameters == 3 * 8 * 4 + 3 * 8 * 8 + 6 * 8  # W, R, B; neither the index nor the axis
 
 
+def test_axes_that_lie_in_an_external_file_are_read_from_there(tmp_path):
+    model = onnx.load(bench_models.batch_first(tmp_path / "m.onnx"))
+    x = model.graph.input[0]
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.array([2]), "axes"))
+    model.graph.node.insert(0, helper.make_node("Squeeze", ["wide", "axes"], [x.name]))
+    dims = [dim.dim_param or dim.dim_value or None for dim in x.type.tensor_type.shape.dim]
+    model.graph.input[0].CopyFrom(helper.make_tensor_value_info("wide", F, [*dims[:2], 1, *dims[2:]]))
+    onnx.save(model, tmp_path / "e.onnx", save_as_external_data=True, location="w.bin", size_threshold=0)
+    assert labels(tmp_path / "e.onnx") == {"wide": (BATCH, TIME, 1, 4)}
+    (tmp_path / "w.bin").write_bytes(b"")
+    with pytest.raises(ModelFileError, match=r"its weights file 'w\.bin' has 0 bytes; expected at least \d+ bytes"):
+        read_interface(tmp_path / "e.onnx")
+
+
 def test_external_weights_count_as_part_of_the_file(tmp_path):
     write_language_model(tmp_path / "m.onnx", vocabulary=200, embedding=8, hidden=[8])
     model = onnx.load(tmp_path / "m.onnx")
@@ -179,9 +193,10 @@ def test_external_weights_count_as_part_of_the_file(tmp_path):
     onnx.save(model, tmp_path / "e.onnx", save_as_external_data=True, location="w.bin", size_threshold=0)
     outside = read_interface(tmp_path / "e.onnx")
     assert outside.parameters == inside.parameters
+    assert outside.inputs == inside.inputs
     assert outside.file_bytes == sum((tmp_path / name).stat().st_size for name in ("e.onnx", "w.bin"))
     (tmp_path / "w.bin").unlink()
-    with pytest.raises(ModelFileError, match=r"its weights file 'w\.bin' is missing; expected it beside"):
+    with pytest.raises(ModelFileError, match=r"its weights file 'w\.bin' is missing; expected at least \d+ bytes"):
         read_interface(tmp_path / "e.onnx")
 
 

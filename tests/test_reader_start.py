@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -161,6 +162,19 @@ def test_the_command_goes_on_from_a_shrunk_reader_and_can_be_resumed(folder, tmp
     assert "test F1" in result.output
     assert 'file = "start.onnx"' in (tmp_path / "runs/tuned/recipe.toml").read_text()
     assert json.loads((tmp_path / "runs/tuned/result.json").read_text())["share"] == 1.0
+    again = invoke("--resume", "runs/tuned", "-o", "again.onnx")
+    assert again.exit_code == 0, again.output
+    assert (tmp_path / "again.onnx").read_bytes() == (tmp_path / "model.onnx").read_bytes()
+
+
+def test_a_run_needs_no_file_beside_the_one_it_began_with(folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "given").mkdir()
+    onnx.save(onnx.load(folder / "small.onnx"), "given/small.onnx", save_as_external_data=True, size_threshold=100)
+    options = (str(folder / "tiny.toml"), "--data", str(folder / "squad"), "--from", "given/small.onnx")
+    result = invoke(*options, "--name", "tuned")
+    assert result.exit_code == 0, result.output
+    shutil.rmtree("given")
     again = invoke("--resume", "runs/tuned", "-o", "again.onnx")
     assert again.exit_code == 0, again.output
     assert (tmp_path / "again.onnx").read_bytes() == (tmp_path / "model.onnx").read_bytes()

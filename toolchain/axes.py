@@ -13,6 +13,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
@@ -62,10 +63,15 @@ class _Claim:
     rows: int | None
 
 
-def trace_axes(graph: onnx.GraphProto) -> dict[str, Trace]:
-    """Return what recurrent nodes and embedding tables demand of each graph input that they reach."""
+def trace_axes(graph: onnx.GraphProto, *, folder: Path) -> dict[str, Trace]:
+    """Return what recurrent nodes and embedding tables demand of each graph input that they reach.
+
+    Args:
+        graph: of a model whose external files are as they should be.
+        folder: where those files lie.
+    """
     producers = {output: node for node in nodes_of(graph) for output in node.output if output}
-    constants = constants_of(graph)
+    constants = {name: _with_integers(tensor, folder) for name, tensor in constants_of(graph).items()}
     ranks = {value.name: len(value.type.tensor_type.shape.dim) for value in graph.input}
     found: dict[str, Trace] = {}
     pending = list(_first_claims(graph, constants))
@@ -131,6 +137,15 @@ def constants_of(graph: onnx.GraphProto) -> dict[str, onnx.TensorProto]:
         if node.op_type == "Constant" and (value := _attribute(node, "value")) is not None:
             constants[node.output[0]] = value.t
     return constants
+
+
+def _with_integers(tensor: onnx.TensorProto, folder: Path) -> onnx.TensorProto:
+    """Return a tensor of integers, as shapes and axes are, with its numbers, which may be in an external file."""
+    from onnx import numpy_helper
+
+    if tensor.data_location != tensor.EXTERNAL or tensor.data_type != tensor.INT64 or len(tensor.dims) > 1:
+        return tensor
+    return numpy_helper.from_array(numpy_helper.to_array(tensor, str(folder)), tensor.name)
 
 
 def inner_graphs(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:

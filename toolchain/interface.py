@@ -1,6 +1,7 @@
 """Read from a model what it must be fed: shapes, number types, ids in range, carried state.
 
-Nothing is executed and no weight is looked at; a model of any size costs one read of its file.
+Nothing is executed and no weight is looked at, only shapes and axes among the constants; a model of any size costs one
+read of its file.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from toolchain.axes import (
     trace_axes,
 )
 from toolchain.errors import ModelFileError
-from toolchain.model_checks import tensors_of
+from toolchain.model_checks import check_tensor, tensors_of
 from toolchain.model_file import SUGGESTION, read_proto
 
 if TYPE_CHECKING:
@@ -124,10 +125,10 @@ def interface_of(path: Path, model: onnx.ModelProto) -> ModelInterface:
     inputs = [value for value in model.graph.input if value.name not in known]
     shapes = {value.name: _shape(value) for value in inputs}
     carried = _carried_state(path, model, [value.name for value in inputs])
-    traces = {value.name: Trace() for value in inputs} | trace_axes(model.graph)
+    external = external_files(path, model)
+    traces = {value.name: Trace() for value in inputs} | trace_axes(model.graph, folder=path.parent)
     traces |= {state_in: replace(traces[state_in], role="state") for state_in, _ in carried}
     labels = label_axes(shapes, traces)
-    external = external_files(path, model)
     return ModelInterface(
         name=str(path),
         path=path,
@@ -195,15 +196,16 @@ def _carried_state(path: Path, model: onnx.ModelProto, inputs: Sequence[str]) ->
 
 
 def external_files(path: Path, model: onnx.ModelProto) -> dict[str, int]:
-    """Return the size in bytes of each file that holds weights outside the model file."""
-    locations = {
-        entry.value for tensor in tensors_of(model.graph) for entry in tensor.external_data if entry.key == "location"
-    }
-    missing = sorted(location for location in locations if not (path.parent / location).is_file())
-    if missing:
-        raise ModelFileError(
-            f"{path}: its weights file {missing[0]!r} is missing; expected it beside the model. Copy it there as well."
-        )
+    """Return the size in bytes of each file that holds weights outside the model file.
+
+    Raises:
+        ModelFileError: such a file is missing, too short, or not beside the model.
+    """
+    locations = set()
+    for tensor in tensors_of(model.graph):
+        if tensor.data_location == tensor.EXTERNAL:
+            check_tensor(path, tensor)
+            locations |= {entry.value for entry in tensor.external_data if entry.key == "location"}
     return {location: (path.parent / location).stat().st_size for location in locations}
 
 

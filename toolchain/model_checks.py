@@ -41,7 +41,7 @@ def check_model(path: Path, model: onnx.ModelProto) -> None:
                 f"{path}: constant {sparse.values.name!r} is a sparse tensor; expected dense ones. Export it dense."
             )
     for tensor in tensors_of(model.graph):
-        _check_tensor(path, tensor)
+        check_tensor(path, tensor)
     for node in nodes_of(model.graph):
         if node.op_type in GATES and (len(node.input) < 3 or not node.input[1] or not node.input[2]):
             raise LayoutError(
@@ -84,7 +84,12 @@ def _check_versions(path: Path, model: onnx.ModelProto) -> None:
         )
 
 
-def _check_tensor(path: Path, tensor: onnx.TensorProto) -> None:
+def check_tensor(path: Path, tensor: onnx.TensorProto) -> None:
+    """Check that a tensor of the model at `path` has a known type and as many numbers as its shape says.
+
+    Raises:
+        ModelFileError: it has not, or they are not where it says that they are.
+    """
     try:
         dtype = ir.DataType(tensor.data_type)
     except ValueError:

@@ -25,6 +25,8 @@ from toolchain.bench.runner import describe_machine
 from toolchain.cli.train_progress import TrainingDisplay, result_lines
 from toolchain.errors import TrainingError
 from toolchain.files import write_text, written_whole
+from toolchain.graph.loading import load_model
+from toolchain.graph.saving import save_embedded
 from toolchain.model_file import read_proto
 from toolchain.training.loop import finish, train
 from toolchain.training.processes import decided_by_main, join_processes, leave_processes
@@ -73,7 +75,7 @@ def carry_out(recipe: Recipe, *, source: Path | None, resume: Path | None, name:
     else:
         created = new_run_folder(RUNS, name, default=recipe.name) if processes.is_main else None
         if created is not None and source is not None and recipe.model.file == START:
-            _copy(source, created / START)
+            _save_start(source, created / START)
         folder = decided_by_main(created, processes=processes) or RUNS
     run = begin_run(recipe, corpus, folder=folder, processes=processes, weights=weights, teacher=teacher)
     if resume is not None:
@@ -210,6 +212,12 @@ def _headline(recipe: Recipe, corpus: Any, run: TrainingRun) -> str:
         f"{len(corpus.vocabulary):,} words; "
         f"{recipe.optim.epochs} epochs on {where}, {recipe.run.precision}"
     )
+
+
+def _save_start(source: Path, target: Path) -> None:
+    """Write the model with its weights inside, so that a run needs no file but its own folder's."""
+    with written_whole(target) as unfinished:
+        save_embedded(load_model(source)[0], unfinished)
 
 
 def _copy(source: Path, target: Path) -> None:
