@@ -52,5 +52,5 @@ def test_a_single_step_has_no_change_to_penalise():
 
 
 def test_penalties_of_a_network_that_is_not_known_are_refused():
-    with pytest.raises(RecipeError, match=r"slowness_penalty: given with model.factory; expected 0"):
+    with pytest.raises(RecipeError, match=r"slowness_penalty: 1.0; expected 0 with model.factory"):
         load_recipe("ci", overrides={"model.factory": "a:b", "optim.slowness_penalty": 1.0})

@@ -23,6 +23,8 @@ TRICKS = {
     "model__weight_drop": 0.1,
     "optim__activation_penalty": 0.1,
     "optim__slowness_penalty": 0.1,
+    "optim__output_noise": 0.01,
+    "optim__partial_shuffle": True,
     "averaging__kind": "ema",
     "averaging__decay": 0.9,
     "teacher__weight": 0.4,

@@ -15,10 +15,12 @@ from torch import Tensor, nn
 from toolchain.evaluation import CHUNK, onnx_perplexity, torch_perplexity
 from toolchain.exporting import State, export
 from toolchain.training.cross_entropy import cross_entropy
+from toolchain.training.output_noise import worst_noise
 from toolchain.training.processes import Processes, gather_columns, own_columns
 from toolchain.training.pruning_sections import GatesSection
 from toolchain.training.recipe import Recipe
 from toolchain.training.schedule import Schedule, plan_schedule
+from toolchain.training.training_text import TrainingText
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,7 +58,8 @@ class LanguageModelling:
 
     Attributes:
         schedule: windows of `schedule.steps` rows, one per update.
-        train: this process's columns of the training text, shape `[rows, batch_size/processes]`.
+        train: what this process reads.
+        output_noise: epsilon of `worst_noise`.
         valid: the validation text, shape `[rows, batch_size]`.
         batch_size: columns of the training text over all processes.
         calibration_tokens: how many of them `read_recent` reads.
@@ -66,7 +69,8 @@ class LanguageModelling:
     metric: ClassVar[Perplexity] = Perplexity()
 
     schedule: Schedule
-    train: Tensor
+    train: TrainingText
+    output_noise: float
     valid: Tensor
     batch_size: int
     calibration_tokens: int
@@ -80,11 +84,13 @@ class LanguageModelling:
     def loss(self, model: nn.Module, update: int, state: State | None) -> tuple[Tensor, State | None]:
         """Read the next window; return nats per token, and the state after it."""
         steps = self.schedule.steps
-        row = update % self.schedule.updates_per_epoch * steps
-        x, y = self.train[row : row + steps], self.train[row + 1 : row + steps + 1]  # [T, B]
+        epoch, window = divmod(update, self.schedule.updates_per_epoch)
+        text, row = self.train.of_epoch(epoch), window * steps
+        x, y = text[row : row + steps], text[row + 1 : row + steps + 1]  # [T, B]
         if state is None:
             state = model.initial_state(x.shape[1])  # type: ignore[operator]  # nn.Module hides the protocol
-        logits, after = model(x, state)
+        with worst_noise(model, y, self.output_noise):
+            logits, after = model(x, state)
         loss = cross_entropy(logits.flatten(0, 1), y.flatten())
         return loss, tuple(tuple(part.detach() for part in layer) for layer in after)
 
@@ -99,8 +105,9 @@ class LanguageModelling:
     def read_recent(self, model: nn.Module, update: int) -> None:
         """Read the rows just before `update`, all processes' columns; the last rows at the top of an epoch."""
         rows = max(1, self.calibration_tokens // self.batch_size)
-        end = update % self.schedule.updates_per_epoch * self.schedule.steps or len(self.train)
-        recent = gather_columns(self.train[max(0, end - rows) : end], processes=self.processes)
+        epoch, window = divmod(update - 1, self.schedule.updates_per_epoch)
+        text, end = self.train.of_epoch(max(0, epoch)), (window + 1) * self.schedule.steps
+        recent = gather_columns(text[max(0, end - rows) : end], processes=self.processes)
         state = model.initial_state(recent.shape[1])  # type: ignore[operator]  # nn.Module hides the protocol
         for start in range(0, len(recent), CHUNK):
             _, state = model(recent[start : start + CHUNK], state)
@@ -136,7 +143,14 @@ def begin_language_modelling(
     valid = torch.from_numpy(text.batch_columns(corpus.valid, min(batch_size, len(corpus.valid) // 2)).astype(np.int64))
     return LanguageModelling(
         schedule=plan_schedule(recipe.optim, gates, rows=len(train)),
-        train=own_columns(train, processes=processes),
+        train=TrainingText(
+            columns=own_columns(train, processes=processes),
+            partial_shuffle=recipe.optim.partial_shuffle,
+            seed=recipe.run.seed,
+            batch_size=batch_size,
+            processes=processes,
+        ),
+        output_noise=recipe.optim.output_noise,
         valid=valid.to(processes.device),
         batch_size=batch_size,
         calibration_tokens=recipe.gates.calibration_tokens,

@@ -95,6 +95,9 @@ class OptimSection:
             (Zaremba et al.: their learning rates and norms belong to it).
         activation_penalty: on the mean square of what the output layer reads (Merity et al. 2017, AR).
         slowness_penalty: on the mean square of the last layer's change from step to step (the same, TAR).
+        output_noise: of the worst noise on the output layer's row of the right word, its length in lengths of the row
+            (Wang, Gong and Liu 2019).
+        partial_shuffle: every epoch begins each column of text at another place (Press 2019).
         schedule: `cosine` falls to 0 at the end; `decay` multiplies by `decay` after each epoch from
             `decay_after` on.
         warmup: share of all updates in which the rate rises from 0.
@@ -112,6 +115,8 @@ class OptimSection:
     loss: Literal["token", "sequence"] = "token"
     activation_penalty: NonNegative = 0.0
     slowness_penalty: NonNegative = 0.0
+    output_noise: Rate = 0.0
+    partial_shuffle: bool = False
     schedule: Literal["cosine", "decay"] = "cosine"
     warmup: Share = 0.0
     decay: Annotated[float, Within(0.01, 1)] = 1.0

@@ -15,7 +15,8 @@ LANGUAGE_MODEL_KEYS = (
     *("data.text", "data.max_tokens"),
     *("model.factory", "model.cell", "model.tied", "model.init_scale", "model.variational", "model.weight_drop"),
     *("model.input_dropout", "model.hidden_dropout", "model.embedding_dropout"),
-    *("optim.loss", "optim.activation_penalty", "optim.slowness_penalty", "teacher.model"),
+    *("optim.loss", "optim.activation_penalty", "optim.slowness_penalty", "optim.output_noise"),
+    *("optim.partial_shuffle", "teacher.model"),
 )
 
 
@@ -70,11 +71,12 @@ def _check_network(recipe: Recipe, origin: str) -> None:
         )
     if model.file is not None and model.network != "reader":
         raise refused(origin, "model.file", model.file, "no value, because only a reader's graph is trained as it is")
-    if model.factory is not None and (optim.activation_penalty or optim.slowness_penalty):
-        raise RecipeError(
-            f"{origin}: optim.activation_penalty and optim.slowness_penalty: given with model.factory; expected 0, "
-            "because only the layers of the package's own network are known. Remove them, or the factory."
-        )
+    for key in ("activation_penalty", "slowness_penalty", "output_noise"):
+        found = getattr(optim, key)
+        if model.factory is not None and found:
+            raise refused(
+                origin, f"optim.{key}", found, "0 with model.factory, because only the package's own layers are known"
+            )
 
 
 def _check_reader(recipe: Recipe, origin: str) -> None:
