@@ -4,20 +4,11 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
-from toolchain.cli.bench_options import (
-    model_files,
-    ratio,
-    refuse_contradictions,
-    shapes_asked,
-    share,
-    what_to_run,
-    words,
-)
+from toolchain.cli.bench_options import WhatToRun, ratio, share, what_to_run, words
 from toolchain.cli.bench_outputs import Outputs, output_files, print_result
 from toolchain.cli.measuring import progress_bar, warn_about_cpus
 from toolchain.errors import BenchError
@@ -46,20 +37,9 @@ if TYPE_CHECKING:
               help="Hold results against this machine's peaks, which are measured once in 3 s.")  # fmt: skip
 @click.option("--fail-below", metavar="10x", callback=ratio, help="Exit 1 if any speedup is smaller.")
 @output_files
-@click.pass_context
 def bench(
-    ctx: click.Context,
-    models: tuple[Path, ...],
-    baseline: Path | None,
-    steps: tuple[int, ...],
-    batch: tuple[int, ...],
-    threads: tuple[int, ...],
-    protocol: str | None,
-    inputs: Path | None,
-    variants: tuple[str, ...],
-    processes: int,
-    seconds: float,
-    seed: int,
+    asked: WhatToRun,
+    outputs: Outputs,
     device: str,
     simulate_caches: bool,
     runtimes: tuple[str, ...],
@@ -67,10 +47,6 @@ def bench(
     limit: float,
     roofline: str,
     fail_below: float | None,
-    json_path: Path | None,
-    csv_path: Path | None,
-    markdown_path: Path | None,
-    html_path: Path | None,
 ) -> None:
     """Measure MODELs in ONNX Runtime, in turns, against a baseline.
 
@@ -80,9 +56,6 @@ def bench(
     Dynamic axes take their length from --steps and --batch; a length that the file fixes stays as it is. With
     one step, the state that a model declares as carried is fed back from call to call.
     """
-    refuse_contradictions(ctx, models, baseline, variants)
-    outputs = Outputs(json=json_path, csv=csv_path, markdown=markdown_path, html=html_path)
-    outputs.check()
     where = importlib.import_module("toolchain.bench.devices.naming").resolve_device(device)
     _refuse_unmeasured(where, {"--fail-below": fail_below, "--precision": precision})
     if simulate_caches and where.method != "emulated":
@@ -92,17 +65,12 @@ def bench(
         )
     if where.note is not None:
         click.echo(where.note)
-    steps, batch = shapes_asked(protocol, steps, batch)
-    effort = importlib.import_module("toolchain.bench.plan").Effort(
-        processes=processes, seconds=seconds, seed=seed, precision=precision, limit_s=limit
-    )
-    shapes: dict[str, Any] = {"steps": steps, "batches": batch, "threads": threads, "inputs": inputs}
-    asked: dict[str, Any] = {"device": device, "runtimes": runtimes, "protocol": protocol, "effort": effort,
-                             "simulate_caches": simulate_caches}  # fmt: skip
-    with model_files(models, variants) as (files, names, notes):
-        plan = importlib.import_module("toolchain.bench.compare").plan_comparison(
-            files, baseline=baseline, names=names, **shapes, **asked
-        )
+    with asked.plan(
+        device=device,
+        until={"precision": precision, "limit_s": limit},
+        runtimes=runtimes,
+        simulate_caches=simulate_caches,
+    ) as (plan, notes):
         result = _run(plan, where, roofline)
     print_result(result, notes)
     outputs.write(result)

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import importlib
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from functools import update_wrapper
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 
-Command = TypeVar("Command", bound=Callable[..., Any])
+if TYPE_CHECKING:
+    from toolchain.bench.plan import BenchPlan
+
+Command = Callable[..., Any]
 
 FILE = click.Path(path_type=Path)
 DEFAULT_STEPS, DEFAULT_BATCH = "1,35", "1"
@@ -80,51 +85,103 @@ WHAT_TO_RUN = (
 )  # fmt: skip
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WhatToRun:
+    """What the arguments and options of `WHAT_TO_RUN` said, each under its name."""
+
+    models: tuple[Path, ...]
+    baseline: Path | None
+    steps: tuple[int, ...]
+    batch: tuple[int, ...]
+    threads: tuple[int, ...]
+    protocol: str | None
+    inputs: Path | None
+    variants: tuple[str, ...]
+    processes: int
+    seconds: float
+    seed: int
+
+    def refuse_contradictions(self, ctx: click.Context) -> None:
+        """Raise a usage error where two options decide the same."""
+        given = {
+            name
+            for name in ("steps", "batch", "protocol", "inputs")
+            if ctx.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
+        }
+        for chooser in ("inputs", "protocol"):
+            if chooser in given and len(given) > 1:
+                other = min(given - {chooser})
+                raise click.UsageError(f"--{chooser} decides steps and sequences; it cannot go with --{other}.")
+        if self.variants and (len(self.models) > 1 or self.baseline is not None):
+            raise click.UsageError("--variants are made of one MODEL and compared with the first of them.")
+
+    @contextmanager
+    def plan(
+        self, *, device: str = "cpu", until: Mapping[str, Any] | None = None, **how: Any
+    ) -> Iterator[tuple[BenchPlan, tuple[str, ...]]]:
+        """Yield what will be measured, and notes on the models; variants live until the context ends.
+
+        Args:
+            device: as `toolchain.bench.devices.naming` reads it.
+            until: `precision` and `limit_s` of `toolchain.bench.plan.Effort`; absent: its own.
+            how: further arguments of `toolchain.bench.compare.plan_comparison`.
+        """
+        plans, compare = (importlib.import_module(f"toolchain.bench.{name}") for name in ("plan", "compare"))
+        with self._files() as (files, names, notes):
+            steps, batches = self._shapes()
+            yield (
+                compare.plan_comparison(
+                    files,
+                    baseline=self.baseline,
+                    names=names,
+                    device=device,
+                    steps=steps,
+                    batches=batches,
+                    threads=self.threads,
+                    protocol=self.protocol,
+                    inputs=self.inputs,
+                    effort=plans.Effort(
+                        processes=self.processes, seconds=self.seconds, seed=self.seed, **(until or {})
+                    ),
+                    **how,
+                ),
+                notes,
+            )
+
+    def _shapes(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Return sequence lengths and sequences at once: the protocol's where one is named."""
+        if self.protocol is None:
+            return self.steps, self.batch
+        published = importlib.import_module("toolchain.bench.protocols").protocol_named(self.protocol)
+        return (published.steps,), (published.batch,)
+
+    @contextmanager
+    def _files(self) -> Iterator[tuple[tuple[Path, ...], dict[Path, str], tuple[str, ...]]]:
+        """Yield the files to run, the variants' names, and notes on them."""
+        if not self.variants:
+            yield self.models, {}, ()
+            return
+        plans = importlib.import_module("toolchain.bench.plan")
+        make = importlib.import_module("toolchain.bench.variants").make_variants
+        with tempfile.TemporaryDirectory(prefix="toolchain-") as folder:
+            made = make(self.models[0] if self.models else plans.DEFAULT_BASELINE, self.variants, Path(folder))
+            names = {variant.path: variant.name for variant in made}
+            yield tuple(names), names, tuple(note for variant in made for note in variant.notes)
+
+
 def what_to_run(command: Command) -> Command:
-    """Give a command the arguments and options of `WHAT_TO_RUN`, in that order in its help."""
-    for decorate in reversed(WHAT_TO_RUN):
+    """Give a command the arguments and options of `WHAT_TO_RUN`, in that order in its help; it gets them as `asked`."""
+
+    def with_what_to_run(**values: Any) -> Any:
+        asked = WhatToRun(**{field.name: values.pop(field.name) for field in fields(WhatToRun)})
+        asked.refuse_contradictions(click.get_current_context())
+        return command(asked=asked, **values)
+
+    return with_options(WHAT_TO_RUN, update_wrapper(with_what_to_run, command))
+
+
+def with_options(options: tuple[Callable[[Command], Command], ...], command: Command) -> Command:
+    """Give a command these options, in this order in its help."""
+    for decorate in reversed(options):
         command = decorate(command)
     return command
-
-
-def refuse_contradictions(
-    ctx: click.Context, models: Sequence[Path], baseline: Path | None, variants: Sequence[str]
-) -> None:
-    """Raise a usage error where two options decide the same."""
-    given = {
-        name
-        for name in ("steps", "batch", "protocol", "inputs")
-        if ctx.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
-    }
-    for chooser in ("inputs", "protocol"):
-        if chooser in given and len(given) > 1:
-            other = min(given - {chooser})
-            raise click.UsageError(f"--{chooser} decides steps and sequences; it cannot go with --{other}.")
-    if variants and (len(models) > 1 or baseline is not None):
-        raise click.UsageError("--variants are made of one MODEL and compared with the first of them.")
-
-
-def shapes_asked(
-    protocol: str | None, steps: tuple[int, ...], batch: tuple[int, ...]
-) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Return sequence lengths and sequences at once: the protocol's where one is named."""
-    if protocol is None:
-        return steps, batch
-    published = importlib.import_module("toolchain.bench.protocols").protocol_named(protocol)
-    return (published.steps,), (published.batch,)
-
-
-@contextmanager
-def model_files(
-    models: tuple[Path, ...], variants: tuple[str, ...]
-) -> Iterator[tuple[tuple[Path, ...], dict[Path, str], tuple[str, ...]]]:
-    """Yield the files to run, their names, and notes on them; variants live until the context ends."""
-    if not variants:
-        yield models, {}, ()
-        return
-    plans = importlib.import_module("toolchain.bench.plan")
-    make = importlib.import_module("toolchain.bench.variants").make_variants
-    with tempfile.TemporaryDirectory(prefix="toolchain-") as folder:
-        made = make(models[0] if models else plans.DEFAULT_BASELINE, variants, Path(folder))
-        names = {variant.path: variant.name for variant in made}
-        yield tuple(names), names, tuple(note for variant in made for note in variant.notes)

@@ -3,33 +3,26 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from functools import update_wrapper
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from toolchain.cli.bench_options import FILE
+from toolchain.cli.bench_options import FILE, Command, with_options
 from toolchain.files import write_text
 
 if TYPE_CHECKING:
     from toolchain.bench.compare import BenchResult
 
-Command = TypeVar("Command", bound=Callable[..., Any])
 FILES = (
-    click.option("--json", "json_path", type=FILE, help="Write rows, raw samples and machine to this file."),
-    click.option("--csv", "csv_path", type=FILE, help="Write rows to this file."),
-    click.option("--markdown", "markdown_path", type=FILE, help="Write the tables to this file."),
-    click.option("--html", "html_path", type=FILE, help="Write one self-contained page with charts to this file."),
+    click.option("--json", type=FILE, help="Write rows, raw samples and machine to this file."),
+    click.option("--csv", type=FILE, help="Write rows to this file."),
+    click.option("--markdown", type=FILE, help="Write the tables to this file."),
+    click.option("--html", type=FILE, help="Write one self-contained page with charts to this file."),
 )
-
-
-def output_files(command: Command) -> Command:
-    """Give a command the options of `FILES`."""
-    for decorate in reversed(FILES):
-        command = decorate(command)
-    return command
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,6 +56,17 @@ class Outputs:
             page = importlib.import_module("toolchain.bench.page")
             document = report.document(result.machine, result.rows, **content)
             write_text(self.html, page.render(results=[document]))
+
+
+def output_files(command: Command) -> Command:
+    """Give a command the options of `FILES`; it gets them as `outputs`, which can all be written."""
+
+    def with_outputs(**values: Any) -> Any:
+        outputs = Outputs(**{field.name: values.pop(field.name) for field in fields(Outputs)})
+        outputs.check()
+        return command(outputs=outputs, **values)
+
+    return with_options(FILES, update_wrapper(with_outputs, command))
 
 
 def print_result(result: BenchResult, notes: Sequence[str] = ()) -> None:
