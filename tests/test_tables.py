@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Iterable
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -75,32 +76,33 @@ def test_a_figure_changed_in_a_page_or_in_a_file_is_noticed(tmp_path: Path) -> N
     assert CliRunner().invoke(tables.main, ["--root", str(root), "--check"]).exit_code == 0
 
 
-def test_seeds_of_one_method_are_told_as_mean_and_range(tmp_path: Path) -> None:
-    root = project(tmp_path)
-    (root / "docs" / "results.md").write_text("<!-- results: ptb -->\n<!-- end of results -->\n")
+def results_page(root: Path, rows: Iterable[dict[str, object]]) -> list[str]:
+    """Record rows in `ptb.csv`; return the lines of the page that shows them."""
+    page = root / "docs" / "results.md"
+    page.write_text("<!-- results: ptb -->\n<!-- end of results -->\n")
     with (root / "bench" / "results" / "ptb.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, paper_table.FIELDS)
         writer.writeheader()
-        for seed, weights, changed, perplexity in ((0, "fp32", "", 110), (1, "fp32", "", 113), (1, "int8", "", 999),
-                                                   (2, "fp32", "gates.sites=hidden", 120)):  # fmt: skip
-            writer.writerow({"recipe": "ptb-small", "run": f"r{seed}{changed}", "method": "neuron-selection",
-                             "changed": changed, "seed": seed, "weights": weights, "test_perplexity": perplexity,
-                             "multiply_adds": 1000})  # fmt: skip
+        writer.writerows(rows)
     CliRunner().invoke(tables.main, ["--root", str(root)], catch_exceptions=False)
-    told = [line for line in (root / "docs" / "results.md").read_text().splitlines() if line.startswith("- ")]
+    return page.read_text().splitlines()
+
+
+def test_seeds_of_one_method_are_told_as_mean_and_range(tmp_path: Path) -> None:
+    rows = [
+        {"recipe": "ptb-small", "run": f"r{seed}{changed}", "method": "neuron-selection", "changed": changed,
+         "seed": seed, "weights": weights, "test_perplexity": perplexity, "multiply_adds": 1000}
+        for seed, weights, changed, perplexity in ((0, "fp32", "", 110), (1, "fp32", "", 113), (1, "int8", "", 999),
+                                                   (2, "fp32", "gates.sites=hidden", 120))
+    ]  # fmt: skip
+    told = [line for line in results_page(project(tmp_path), rows) if line.startswith("- ")]
     assert told == ["- neuron-selection, 2 seeds: test perplexity 111.50 (110.00 to 113.00), multiply-adds 1,000"]
 
 
 def test_a_row_recorded_later_stands_in_the_table_of_its_recipe(tmp_path: Path) -> None:
-    root = project(tmp_path)
-    (root / "docs" / "results.md").write_text("<!-- results: ptb -->\n<!-- end of results -->\n")
-    with (root / "bench" / "results" / "ptb.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, paper_table.FIELDS)
-        writer.writeheader()
-        for recipe, run in (("ptb-small", "first"), ("ptb-medium", "other"), ("ptb-small", "later")):
-            writer.writerow({"recipe": recipe, "run": run, "method": "dense", "weights": "fp32"})
-    CliRunner().invoke(tables.main, ["--root", str(root)], catch_exceptions=False)
-    lines = (root / "docs" / "results.md").read_text().splitlines()
+    runs = (("ptb-small", "first"), ("ptb-medium", "other"), ("ptb-small", "later"))
+    rows = [{"recipe": recipe, "run": run, "method": "dense", "weights": "fp32"} for recipe, run in runs]
+    lines = results_page(project(tmp_path), rows)
     shown = [line.split("|")[1].strip() if "|" in line else line for line in lines if line.startswith(("`", "| `"))]
     assert shown == ["`ptb-small`", "`first`", "`later`", "`ptb-medium`", "`other`"]
 

@@ -5,7 +5,7 @@ against h, so that an update sees
 
     score - epsilon * |w| * |h|        where w and h agree (w . h > 0), else score
 
-for the right word, and the scores of all others as they are.
+for the right word, and the scores of all others as they are. A teacher's answer is held against the lowered scores too.
 
 Source: Wang, Gong and Liu 2019, arXiv 1906.03805, and the condition of their published code.
 """
