@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from toolchain.quantisation import PREPARED
+from toolchain.quantiser import PREPARED
 from toolchain.recurrent import GATES
 
 from .latency_table import MATRIX

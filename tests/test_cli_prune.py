@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import re
 import sys
 from contextlib import redirect_stderr, redirect_stdout
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 from graphs import recurrent_shapes, recurrent_weights, run, save, value
 from onnx import helper
@@ -259,6 +261,30 @@ def test_a_family_is_written_from_one_analysis(model: Path) -> None:
     assert shrink("model.onnx", "--family", "0.25,1.5").exit_code == 2
 
 
+def test_every_member_of_a_family_is_quantized_too(model: Path) -> None:
+    done = shrink("model.onnx", "--family", "0.25,0.5", "--calibration", "samples.npz", "--int8", "--json", "f.json")
+    assert done.exit_code == 0, done.output
+    names = ["model.shrunk-25.int8.onnx", "model.shrunk-50.int8.onnx"]
+    members = json.loads(Path("f.json").read_text())["family"]
+    assert [member["int8"]["output"] for member in members] == names
+    assert all(Path(name).is_file() and f"Written: {name}" in done.output for name in names)
+    written = f"model.shrunk-25.onnx {names[0]} model.shrunk-50.onnx {names[1]}"
+    assert f"Next: toolchain bench {written} --baseline model.onnx" in done.output
+
+
+@pytest.mark.parametrize("option", [["--masked", "m.onnx"], ["--explain"]])
+def test_what_is_about_one_model_is_refused_beside_a_family(model: Path, option: list[str]) -> None:
+    done = shrink("model.onnx", "--family", "0.25,0.5", *option)
+    assert done.exit_code == 2
+    assert f"{option[0]}: is about one model, --family writes several" in done.output
+    assert not list(model.parent.glob("*shrunk*"))
+
+
+def test_a_dry_run_ends_with_the_command_that_does_all_of_it(model: Path) -> None:
+    done = shrink("model.onnx", "--ratio", "0.5", "--int8", "--ort", "--dry-run")
+    assert "Next: toolchain shrink model.onnx --ratio 0.5 --int8 --ort" in done.output
+
+
 def test_int8_and_ort_are_written_after_the_cut_and_named_with_their_error(model: Path) -> None:
     done = shrink("model.onnx", "--ratio", "0.5", "--calibration", "samples.npz", "--int8", "--ort", "--json", "r.json")
     assert done.exit_code == 0, done.output
@@ -304,6 +330,54 @@ def test_a_latency_target_can_be_about_another_processor(model: Path) -> None:
     found = json.loads(Path("r.json").read_text())["pruned"]["seconds"]
     assert found <= 0.9 * whole
     assert call_seconds(Path("model.shrunk.onnx"), "rpi4", steps=35) <= 0.95 * whole
+
+
+class Clock:
+    """Stands for a device: tells a time by what each node multiplies, and notes which operators it was shown."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, ns: dict[str, float]) -> None:
+        self.ns, self.seen = ns, []
+        monkeypatch.setattr("toolchain.bench.one_call.call_seconds", self.seconds)
+
+    def seconds(self, path: Path, device: str, *, steps: int) -> float:
+        graph = onnx.load(path).graph
+        self.seen.append({node.op_type for node in graph.node})
+        sizes = {tensor.name: math.prod(tensor.dims) for tensor in graph.initializer}
+        return (
+            1e-9
+            * steps
+            * sum(
+                self.ns.get(node.name.removesuffix("_quant"), 0) * sum(sizes.get(name, 0) for name in node.input[1:3])
+                for node in graph.node
+            )
+        )
+
+
+def test_a_latency_target_with_int8_is_about_the_int8_model(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch, {"layer0": 1, "layer1": 1})
+    whole = clock.seconds(model, "", steps=35)
+    clock.seen.clear()
+    done = shrink("model.onnx", "--target-latency", f"{0.5 * whole}s", "--device", "clock", "--int8", "--calibration",
+                  "samples.npz", "--json", "r.json")  # fmt: skip
+    assert done.exit_code == 0, done.output
+    assert clock.seen
+    assert all("DynamicQuantizeLSTM" in operators for operators in clock.seen)
+    assert clock.seconds(Path("model.shrunk.int8.onnx"), "", steps=35) <= 0.5 * whole
+    assert json.loads(Path("r.json").read_text())["pruned"]["timed_as_int8"]
+    assert "ms with 8-bit weights, one thread, before folding." in done.output
+
+
+@pytest.mark.parametrize("slow", [0, 1])
+def test_a_latency_target_takes_neurons_where_they_cost_time(
+    model: Path, monkeypatch: pytest.MonkeyPatch, slow: int
+) -> None:
+    clock = Clock(monkeypatch, {f"layer{slow}": 1, f"layer{1 - slow}": 0.01})
+    whole = clock.seconds(model, "", steps=35)
+    arguments = ["--calibration", "samples.npz", "--criterion", "magnitude", "--no-compensate", "--json", "r.json"]
+    done = shrink("model.onnx", "--target-latency", f"{0.6 * whole}s", "--device", "clock", *arguments)
+    assert done.exit_code == 0, done.output
+    kept = [node["hidden_size"]["after"] for node in json.loads(Path("r.json").read_text())["nodes"]]
+    assert kept[slow] < kept[1 - slow] == HIDDEN
 
 
 def test_a_device_that_tells_no_time_is_refused(model: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 from graphs import layer_with_head, recurrent_weights, run, save, value
 from onnx import TensorProto, helper, numpy_helper
 
-from toolchain import quantisation
+from toolchain import quantiser
 from toolchain.errors import CalibrationError, ModelFileError, OutputError, ParityError
 from toolchain.graph import loading
 from toolchain.interface import read_interface
@@ -170,7 +170,7 @@ def test_an_old_opset_is_raised_to_one_that_has_quantisation(tmp_path: Path) -> 
     result = quantise(source, tmp_path / "small.onnx")
     assert {node.op_type for node in result.quantised} == {"LSTM", "MatMul"}
     opsets = {entry.domain: entry.version for entry in onnx.load(tmp_path / "small.onnx").opset_import}
-    assert opsets[""] == quantisation.LOWEST_OPSET
+    assert opsets[""] == quantiser.LOWEST_OPSET
 
 
 def test_a_layer_inside_a_branch_stays_and_is_named(tmp_path: Path) -> None:
@@ -213,7 +213,7 @@ def test_weights_outside_of_the_file_are_read_and_too_large_ones_written_there(
     outside = quantise(tmp_path / "m.onnx", tmp_path / "two.onnx")
     assert outside.error == inside.error
     monkeypatch.setattr(loading, "MAX_EMBEDDED_BYTES", 100)
-    monkeypatch.setattr(quantisation, "MAX_EMBEDDED_BYTES", 100)
+    monkeypatch.setattr(quantiser, "MAX_EMBEDDED_BYTES", 100)
     large = quantise(tmp_path / "m.onnx", tmp_path / "three.onnx")
     assert large.error == inside.error
     assert (tmp_path / "three.onnx.data").is_file()

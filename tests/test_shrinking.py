@@ -98,6 +98,16 @@ def test_the_input_is_not_changed_and_the_result_passes_the_checker(tmp_path: Pa
     onnx.checker.check_model(onnx.load(result.output), full_check=True)
 
 
+def test_the_files_own_metadata_stay_and_no_other_is_added(tmp_path: Path) -> None:
+    source = layer_with_head(tmp_path / "m.onnx", dead=[(1, 4)])
+    model = onnx.load(source)
+    helper.set_model_props(model, {"task": "words"})
+    onnx.save(model, source)
+    toolchain.shrink(source)
+    found = onnx.load(tmp_path / "m.shrunk.onnx").metadata_props
+    assert {entry.key: entry.value for entry in found} == {"task": "words"}
+
+
 def test_a_dead_unit_with_no_unit_left_keeps_one(tmp_path: Path) -> None:
     source = layer_with_head(tmp_path / "m.onnx", dead=[tuple(range(8))])
     result = toolchain.shrink(source)

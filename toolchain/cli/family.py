@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from toolchain.cli.json_file import write_json
 from toolchain.cli.prune_options import warning_lines
+from toolchain.cli.smaller import smaller_json, smaller_lines
 from toolchain.files import write_text
 
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from toolchain.cli.smaller import Smaller
     from toolchain.oneshot.pruning import Pruning
     from toolchain.shrink_result import ShrinkResult
 
@@ -31,8 +33,9 @@ def shrink_family(
     dry_run: bool,
     json_file: Path | None,
     html: Path | None,
+    make_smaller: Callable[[ShrinkResult], Smaller],
 ) -> None:
-    """Write the members of a family, a table, and the next step."""
+    """Write the members of a family, each with what `make_smaller` makes of it, a table, and the next step."""
     from rich.console import Console
 
     from toolchain import family
@@ -41,16 +44,19 @@ def shrink_family(
     with Console(stderr=True).status("reading") as status:
         results = family.shrink_family(model, ratios, pruning, output, carried=carried, compact_state=compact_state,  # type: ignore[arg-type]
                                 dry_run=dry_run, progress=status.update)  # fmt: skip
-    members = [result.to_json() for result in results]
+    smaller = [(None, None) if dry_run else make_smaller(result) for result in results]
+    members = [{**result.to_json(), **smaller_json(made)} for result, made in zip(results, smaller, strict=True)]
     write_json(json_file, {"schema": SCHEMA, "family": members})
     if html is not None:
         write_text(html, importlib.import_module("toolchain.bench.page").render(families=[members]))
     console = Console()
     console.width = max(console.width, WIDTH)
     console.print(family_table(results))
-    for line in warning_lines(results[0].pruned) if results[0].pruned is not None else []:
+    warnings = warning_lines(results[0].pruned) if results[0].pruned is not None else []
+    for line in (*warnings, *(line for made in smaller for line in smaller_lines(*made))):
         console.print(line, highlight=False, soft_wrap=True, markup=False)
-    written = [str(result.output) for result in results if result.output is not None]
+    written = [str(each.output) for result, (int8, _) in zip(results, smaller, strict=True) for each in (result, int8)
+               if each is not None and each.output is not None]  # fmt: skip
     if written:
         console.print(f"Next: toolchain bench {' '.join(written)} --baseline {model} --device cpu", highlight=False,
                       soft_wrap=True)  # fmt: skip

@@ -105,8 +105,11 @@ class PruneOptions:
     no_compensate: bool
     seed: int
 
-    def pruning(self) -> Pruning | None:
+    def pruning(self, *, int8: bool) -> Pruning | None:
         """Return what the options ask for, None when they ask for nothing; a family's first share stands for all.
+
+        Args:
+            int8: whether the model is quantized afterwards: a latency target is then about that.
 
         Raises:
             click.UsageError: two targets, or options without a target.
@@ -131,7 +134,7 @@ class PruneOptions:
         target = Target(kind=TARGETS[name], value=value[0] if isinstance(value, tuple) else value)
         return Pruning(target=target, calibration=self.calibration, criterion=self.criterion,
                        compensate=not self.no_compensate, seed=self.seed, steps=self.steps,
-                       call_s=self._call_s(), distill=self.distill)  # fmt: skip
+                       call_s=self._call_s(), int8=int8, distill=self.distill)  # fmt: skip
 
     def _call_s(self) -> Callable[[Path], float] | None:
         """Return what times a model on a device other than this CPU."""
@@ -173,7 +176,8 @@ def report_lines(report: PruningReport) -> list[str]:
     if not report.held_out_calls:
         calls = f"{ONE_CALL}: nothing was left to hold out"
     if report.seconds is not None:
-        lines.append(f"One call takes {1e3 * report.seconds:.3g} ms, one thread, before folding.")
+        weights = " with 8-bit weights" if report.timed_as_int8 else ""
+        lines.append(f"One call takes {1e3 * report.seconds:.3g} ms{weights}, one thread, before folding.")
     return [*lines, f"Relative output error: {report.error:.3g}, on {calls}.", *warning_lines(report)]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,7 @@ import click
 from toolchain.cli.family import shrink_family
 from toolchain.cli.json_file import check_json, write_json
 from toolchain.cli.prune_options import PruneOptions, curve_lines, distilled_line, prune_options, report_lines
-from toolchain.cli.smaller import make_smaller, smaller_lines
+from toolchain.cli.smaller import make_smaller, smaller_json, smaller_lines
 from toolchain.errors import ToolchainError
 from toolchain.memory import keep_freed_memory
 
@@ -80,12 +81,14 @@ def shrink(
     check_json(json_file, model, output or shrinking.default_output(model), masked)
     messages = Console(stderr=True)
     options = PruneOptions(**pruning_options)
-    pruning = options.pruning()
+    pruning = options.pruning(int8=int8)
+    quantising = partial(make_smaller, int8=int8, ort=ort, calibration=options.calibration)
     if pruning is not None:
         keep_freed_memory()
     if pruning is not None and options.family:
+        _refuse_beside_family(("--masked", masked), ("--explain", explain))
         shrink_family(model, options.family, pruning, output, carried=carried, compact_state=compact_state,
-                      dry_run=dry_run, json_file=json_file, html=options.html)  # fmt: skip
+                      dry_run=dry_run, json_file=json_file, html=options.html, make_smaller=quantising)  # fmt: skip
         return
     try:
         with messages.status("reading") as status:
@@ -95,22 +98,30 @@ def shrink(
     except ToolchainError as error:
         write_json(json_file, {"schema": SCHEMA, "status": "error", "message": str(error)})
         raise
-    smaller = make_smaller(result, int8=int8, ort=ort, calibration=options.calibration) if not dry_run else (None, None)
-    quantised, converted = (None if made is None else made.to_json() for made in smaller)
-    write_json(json_file, {**result.to_json(), "int8": quantised, "ort": converted})
-    _print(result, _again(model, output, carried, compact_state, masked, options.flags()), smaller)
+    smaller = quantising(result) if not dry_run else (None, None)
+    write_json(json_file, {**result.to_json(), **smaller_json(smaller)})
+    again = [*options.flags(), *(["--int8"] if int8 else []), *(["--ort"] if ort else [])]
+    _print(result, _again(model, output, carried, compact_state, masked, again), smaller)
     if result.status == "nothing_to_remove" and smaller == (None, None):
         sys.exit(NOTHING_TO_SHRINK)
 
 
+def _refuse_beside_family(*options: tuple[str, object]) -> None:
+    given = [name for name, value in options if value]
+    if given:
+        raise click.UsageError(
+            f"{' and '.join(given)}: is about one model, --family writes several; expected one of the two. Use --ratio."
+        )
+
+
 def _again(
-    model: Path, output: Path | None, carried: object, compact_state: bool, masked: Path | None, pruning: list[str]
+    model: Path, output: Path | None, carried: object, compact_state: bool, masked: Path | None, others: list[str]
 ) -> str:
     """Return the command that does what a dry run showed."""
     pairs = ["auto"] if carried == "auto" else [f"{one}={other}" for one, other in carried or ()]  # type: ignore[attr-defined]
     options = [*(f"--carried {pair}" for pair in pairs), *(["--compact-state"] if compact_state else [])]
     options += [f"{option} {path}" for option, path in (("-o", output), ("--masked", masked)) if path is not None]
-    return " ".join(["toolchain shrink", str(model), *options, *pruning])
+    return " ".join(["toolchain shrink", str(model), *options, *others])
 
 
 def _print(result: ShrinkResult, again: str, smaller: Smaller) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from toolchain.oneshot.calibration import Calibration
@@ -45,6 +45,11 @@ def _samples(result: ShrinkResult, calibration: str | None) -> tuple[Calibration
     samples = in_pieces(read_calibration(calibration, interface, result.carried), interface)
     fit, held_out = split(samples)
     return samples, None if held_out is fit else held_out
+
+
+def smaller_json(smaller: Smaller) -> dict[str, Any]:
+    """Return what was written, None for what was not, by the schema in docs/shrink.md."""
+    return {name: None if made is None else made.to_json() for name, made in zip(("int8", "ort"), smaller, strict=True)}
 
 
 def smaller_lines(quantised: QuantisationResult | None, converted: OrtFormatResult | None) -> list[str]:

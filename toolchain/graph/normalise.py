@@ -121,6 +121,7 @@ def _simplified(model: ir.Model) -> tuple[ir.Model, str | None]:
     result = ir.from_proto(inference.with_inferred_shapes(skeleton, folded=True))
     _return_weights(result.graph, lifted)
     hoist_constants(result)
+    result.metadata_props.clear()  # onnxsim adds some twenty entries on what it did
     result.metadata_props.update(model.metadata_props)
     return result, problem
 

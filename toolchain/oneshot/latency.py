@@ -1,13 +1,13 @@
 """How long a model takes once so many neurons are given up: cut on a copy, then timed, by default on this CPU.
 
-A latency target walks the same path as every other target and stops at the first model that is fast enough. What is
-timed is the real graph, so no table of kernels has to be believed; a search over the path needs about eight of them.
+A latency target walks a path as every other target does and stops at the first model that is fast enough. What is
+timed is the real graph, with 8-bit weights if that is what ships, so no table of kernels has to be believed. The path
+is priced by what half of each group saves: a timing for each group and two more. The search needs about eight.
 """
 
 from __future__ import annotations
 
 import tempfile
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,19 +17,29 @@ import numpy as np
 from toolchain.graph.loading import save_model
 from toolchain.graph.normalise import Normalised
 from toolchain.graph.surgery import apply_surgery, plan_surgery
-from toolchain.interface import ModelInterface, plan_feeds
 from toolchain.oneshot.allocation import Counts
 from toolchain.oneshot.compensation import give_up
 from toolchain.oneshot.selection import Analysis
 from toolchain.oneshot.survey import survey
-from toolchain.parity_runs import feed_array
-from toolchain.runtime import open_session
+from toolchain.quantiser import write_int8
 
-WARM_UP_S, TIMED_S, LEAST_CALLS = 0.05, 0.25, 5
+# What a group saves is held within this factor of its share of the multiply-adds: a small difference of two times is
+# mostly noise. At batch 1 and 35 steps, a multiply-add of an LSTM takes 4 times as long as one of the matrix
+# behind it in int8, twice as long in float32.
+FACTOR = 5.0
 
 
-def timed(normalised: Normalised, analysis: Analysis, call_s: Callable[[Path], float]) -> Callable[[Counts], float]:
-    """Return a function that says how long one call takes at given counts; `call_s` times a model file."""
+def timed(
+    normalised: Normalised, analysis: Analysis, call_s: Callable[[Path], float], *, int8: bool
+) -> Callable[[Counts], float]:
+    """Return a function that says how long one call takes at given counts.
+
+    Args:
+        normalised: the model; not changed.
+        analysis: of this model.
+        call_s: times a model file.
+        int8: give it the file that the quantizer makes of the cut model.
+    """
 
     def seconds(counts: Counts) -> float:
         trial = replace(normalised, model=normalised.model.clone())
@@ -41,28 +51,25 @@ def timed(normalised: Normalised, analysis: Analysis, call_s: Callable[[Path], f
         with tempfile.TemporaryDirectory(prefix="toolchain-") as folder:
             path = Path(folder) / "model.onnx"
             save_model(apply_surgery(plan, trial), path)
-            return call_s(path)
+            return call_s(write_int8(path) if int8 else path)
 
     return seconds
 
 
-def median_call_s(path: Path, interface: ModelInterface, *, steps: int) -> float:
-    """Return the median time of a call in ONNX Runtime: one thread, one sequence of so many steps, random inputs."""
-    session = open_session(path, threads=1)
-    rng = np.random.default_rng(0)
-    feeds = {feed.name: feed_array(feed, rng) for feed in plan_feeds(interface, steps=steps, batch=1)}
-    _calls(lambda: session.run(None, feeds), WARM_UP_S)
-    return float(np.median(_calls(lambda: session.run(None, feeds), TIMED_S)))
+def measured_cost(analysis: Analysis, seconds: Callable[[Counts], float]) -> Callable[[Counts], float]:
+    """Return a cost in seconds, linear in the counts: what half of each group saves while all others are whole.
 
-
-def _calls(call: Callable[[], object], budget_s: float) -> list[float]:
-    samples: list[float] = []
-    end = time.perf_counter() + budget_s
-    while len(samples) < LEAST_CALLS or time.perf_counter() < end:
-        start = time.perf_counter()
-        call()
-        samples.append(time.perf_counter() - start)
-    return samples
+    `seconds` is asked for the whole model first, which a `Stopwatch` compares all others with, and again at the end.
+    """
+    nothing = (0,) * len(analysis.groups)
+    halves = [max(group.sides, group.curve.most // (2 * group.sides) * group.sides) for group in analysis.groups]
+    cuts = [(*nothing[:number], half, *nothing[number + 1 :]) for number, half in enumerate(halves)]
+    _, *times, whole = [seconds(counts) for counts in (nothing, *cuts, nothing)]
+    shares = [1 - analysis.sizes.multiply_adds(cut) / analysis.sizes.multiply_adds(nothing) for cut in cuts]
+    saved = [np.clip(whole - found, whole * share / FACTOR, whole * share * FACTOR)
+             for found, share in zip(times, shares, strict=True)]  # fmt: skip
+    rates = np.array(saved) / halves
+    return lambda counts: whole - float(rates @ np.array(counts))
 
 
 def first_within(path: Sequence[Counts], seconds: Callable[[Counts], float], limit_s: float) -> tuple[Counts, float]:

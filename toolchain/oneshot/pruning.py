@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -21,10 +20,11 @@ from toolchain.graph.normalise import Normalised
 from toolchain.interface import ModelInterface
 from toolchain.oneshot.allocation import Counts, predicted_error
 from toolchain.oneshot.calibration import RANDOM, Calibration, random_calibration, read_calibration
-from toolchain.oneshot.latency import first_within, median_call_s, timed
+from toolchain.oneshot.latency import first_within, measured_cost, timed
 from toolchain.oneshot.moments import RIDGE
 from toolchain.oneshot.pieces import in_pieces
 from toolchain.oneshot.selection import Analysis, Method, Target, analyse, choose, commit, error_of, path_of
+from toolchain.oneshot.stopwatch import Stopwatch
 from toolchain.runtime import open_session
 
 Progress = Callable[[str], None]
@@ -51,6 +51,7 @@ class Pruning:
         threads: of ONNX Runtime.
         steps: of the call that a latency target is about.
         call_s: times one call of a model file on the device that a latency target is about; None times it here.
+        int8: a latency target is about the model with 8-bit weights.
         distill: gradient steps after the cut; 0 takes none.
     """
 
@@ -62,6 +63,7 @@ class Pruning:
     threads: int | None = None
     steps: int = 35
     call_s: Callable[[Path], float] | None = None
+    int8: bool = False
     distill: int = 0
 
 
@@ -97,7 +99,7 @@ class PruningReport:
     have some; where that cannot be, `held_out_calls` is 0 and the error is that on the call that decided. `rows` steps
     decided, `advised_rows` is how many should have; `resting` are state inputs that the samples leave at zero in every
     call, and that nothing is fed back to; neither is said of random inputs. `seconds` is the time of one call where a
-    latency was asked for.
+    latency was asked for, of the model with 8-bit weights if `timed_as_int8`.
     """
 
     groups: tuple[GroupReport, ...]
@@ -112,6 +114,7 @@ class PruningReport:
     resting: tuple[str, ...]
     error: float
     seconds: float | None
+    timed_as_int8: bool
 
 
 def analyse_for(
@@ -176,9 +179,9 @@ def prune(
     Raises:
         SelectionError: the target cannot be met.
     """
-    model, seconds = normalised.model, None
+    model, seconds, cost = normalised.model, None, analysis.sizes.cost(pruning.target.kind)
     if pruning.target.kind == "latency":
-        counts, seconds = _within_latency(normalised, interface, analysis, pruning, progress)
+        counts, seconds, cost = _within_latency(normalised, interface, analysis, pruning, progress)
     elif pruning.target.kind == "error":
         analysis = _folded_if_better(model, analysis, choose(analysis, pruning.target), pruning, progress)
         counts = _within_error(model, analysis, pruning.target.value, progress)
@@ -199,7 +202,7 @@ def prune(
             )
             for group, count in zip(analysis.groups, counts, strict=True)
         ),
-        front=_front(analysis, pruning.target.kind),
+        front=_front(analysis, cost),
         criterion=analysis.method.criterion,
         compensated=analysis.method.compensate,
         calibration=analysis.fit.source,
@@ -210,6 +213,7 @@ def prune(
         resting=() if random else _resting(analysis.fit, interface),
         error=error_of(model, analysis.held_out, analysis.method.threads),
         seconds=seconds,
+        timed_as_int8=seconds is not None and pruning.int8,
     )
 
 
@@ -248,9 +252,9 @@ def distil_cut(
     return result.model, report
 
 
-def _front(analysis: Analysis, kind: str) -> tuple[FrontPoint, ...]:
+def _front(analysis: Analysis, cost: Callable[[Counts], float]) -> tuple[FrontPoint, ...]:
     """Return the models nearest to `FRONT` shares of the units removed."""
-    path, sizes = list(path_of(analysis, kind)), analysis.sizes
+    path, sizes = list(path_of(analysis, cost)), analysis.sizes
     removed = np.array([1 - sizes.share_kept(counts) for counts in path])
     nearest = dict.fromkeys(int(np.argmin(np.abs(removed - share))) for share in FRONT)
     curves = [group.curve for group in analysis.groups]
@@ -282,17 +286,19 @@ def _folded_if_better(
 
 def _within_latency(
     normalised: Normalised, interface: ModelInterface, analysis: Analysis, pruning: Pruning, progress: Progress
-) -> tuple[Counts, float]:
+) -> tuple[Counts, float, Callable[[Counts], float]]:
+    """Return the counts, their time, and the cost that priced the path to them."""
     progress("timing smaller models")
-    here = partial(median_call_s, interface=interface, steps=pruning.steps)
-    seconds = timed(normalised, analysis, pruning.call_s or here)
-    counts, found = first_within(list(path_of(analysis, "latency")), seconds, pruning.target.value)
+    call_s = pruning.call_s or Stopwatch(interface, steps=pruning.steps).seconds
+    seconds = timed(normalised, analysis, call_s, int8=pruning.int8)
+    cost = measured_cost(analysis, seconds)
+    counts, found = first_within(list(path_of(analysis, cost)), seconds, pruning.target.value)
     if found > pruning.target.value:
         raise SelectionError(
             f"target latency {1e3 * pruning.target.value:g} ms: cannot be met; with one unit left in each layer a call "
             f"of {pruning.steps} steps takes {1e3 * found:.3g} ms there. Ask for that, or for fewer --steps."
         )
-    return counts, found
+    return counts, found, cost
 
 
 def _within_error(model: ir.Model, analysis: Analysis, limit: float, progress: Progress) -> Counts:

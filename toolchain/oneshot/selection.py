@@ -234,7 +234,7 @@ def choose(analysis: Analysis, target: Target) -> Counts:
     curves = [group.curve for group in analysis.groups]
     limit = _limit(target, cost((0,) * len(curves)))
     counts: Counts = ()
-    for after in path_of(analysis, target.kind):
+    for after in path_of(analysis, cost):
         if target.kind == "error" and counts and predicted_error(curves, after) > target.value:
             return counts
         counts = after
@@ -255,11 +255,11 @@ def _best(target: Target, least: float, whole: float) -> str:
     return f"at least {math.ceil(SHOWN * least / whole) / SHOWN:g} of them, or {math.ceil(least):,} of {whole:,.0f}"
 
 
-def path_of(analysis: Analysis, kind: str) -> Iterator[Counts]:
-    """Yield the counts from the whole model to the smallest, each step the cheapest error for what `kind` counts."""
+def path_of(analysis: Analysis, cost: Callable[[Counts], float]) -> Iterator[Counts]:
+    """Yield the counts from the whole model to the smallest, each step the least error for the cost it saves."""
     curves = [group.curve for group in analysis.groups]
     evenness = EVENNESS if analysis.fit.source == RANDOM else 0.0
-    return descend(curves, [group.sides for group in analysis.groups], analysis.sizes.cost(kind), evenness=evenness,
+    return descend(curves, [group.sides for group in analysis.groups], cost, evenness=evenness,
                    layers=[group.recurrent for group in analysis.groups])  # fmt: skip
 
 

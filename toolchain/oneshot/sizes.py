@@ -54,7 +54,7 @@ class SizeModel:
         return self.fixed_parameters + sum(self._size(product, counts) for product in self.products)
 
     def cost(self, kind: str) -> Callable[[Counts], float]:
-        """Return what a target of this kind is priced in: hidden units, parameters, or multiply-adds."""
+        """Return what a target of this kind is priced in: hidden units, parameters, or multiply-adds; see `latency`."""
         return {"ratio": self.share_kept, "parameters": self.parameters}.get(kind, self.multiply_adds)
 
     def share_kept(self, counts: Counts) -> float:
