@@ -173,6 +173,15 @@ def test_a_wrong_recipe_or_folder_is_an_error_of_one_line(folder, arguments, err
         raise result.exception
 
 
+def test_a_run_that_its_network_refuses_leaves_no_folder_and_its_name_free(folder):
+    arguments = ["small.toml", "--text", "words.txt", "--name", "a", "--set", "optim.epochs=1"]
+    result = invoke(*arguments, "--set", "gates.sites=input", "--keep", "0.01")
+    assert isinstance(result.exception, TrainingError)
+    assert "gates.keep: 0.01 of the multiply-adds; expected at least" in str(result.exception)
+    assert not (folder / "runs" / "a").exists()
+    assert invoke(*arguments).exit_code == 0
+
+
 def test_the_error_is_one_line_without_traceback(folder):
     process = start("small.toml", "--text", "gone.txt")
     out, err = process.communicate()

@@ -69,6 +69,7 @@ def carry_out(recipe: Recipe, *, source: Path | None, resume: Path | None, name:
     if teacher is not None:
         console.print(f"taught by {recipe.teacher.model}: perplexity {teacher.perplexity:#.4g} of the beginning of the "
                       "validation text", highlight=False)  # fmt: skip
+    created = None
     if resume is not None:
         folder = resume
         _check_vocabulary(folder, corpus)
@@ -77,7 +78,8 @@ def carry_out(recipe: Recipe, *, source: Path | None, resume: Path | None, name:
         if created is not None and source is not None and recipe.model.file == START:
             _save_start(source, created / START)
         folder = decided_by_main(created, processes=processes) or RUNS
-    run = begin_run(recipe, corpus, folder=folder, processes=processes, weights=weights, teacher=teacher)
+    with _removed_unless_begun(created):
+        run = begin_run(recipe, corpus, folder=folder, processes=processes, weights=weights, teacher=teacher)
     if resume is not None:
         restore_run(run)
     elif processes.is_main:
@@ -86,6 +88,17 @@ def carry_out(recipe: Recipe, *, source: Path | None, resume: Path | None, name:
     console.print(_headline(recipe, corpus, run), highlight=False)
     _train(run, corpus, console, output)
     leave_processes()
+
+
+@contextlib.contextmanager
+def _removed_unless_begun(created: Path | None) -> Iterator[None]:
+    """Remove the folder of a run that its network or the machine refuses, so that its name is free again."""
+    try:
+        yield
+    except BaseException:
+        if created is not None:
+            shutil.rmtree(created)
+        raise
 
 
 def _started(
