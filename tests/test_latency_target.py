@@ -100,3 +100,16 @@ def test_a_device_that_tells_no_time_is_refused(model: Path) -> None:
     done = shrink("model.onnx", "--target-latency", "1ms", "--device", "nowhere", "--calibration", "samples.npz")
     assert done.exit_code == 1
     assert "device 'nowhere'" in done.output
+
+
+def test_a_model_without_anything_to_quantize_is_not_said_to_be_timed_as_int8(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stacked(model, "GRU", reader="Conv")  # ONNX Runtime has no quantized GRU, and convolutions stay
+    clock = Clock(monkeypatch, {"layer0": 1, "layer1": 1})
+    whole = clock.seconds(model, "", steps=35)
+    done = shrink("model.onnx", "--target-latency", f"{0.5 * whole}s", "--device", "clock", "--int8", "--calibration",
+                  "samples.npz", "--json", "r.json")  # fmt: skip
+    assert done.exit_code == 0, done.output
+    assert not json.loads(Path("r.json").read_text())["pruned"]["timed_as_int8"]
+    assert "8-bit weights" not in done.output

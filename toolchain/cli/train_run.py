@@ -95,7 +95,7 @@ def _removed_unless_begun(created: Path | None) -> Iterator[None]:
     """Remove the folder of a run that its network or the machine refuses, so that its name is free again."""
     try:
         yield
-    except BaseException:
+    except BaseException:  # Ctrl-C as well
         if created is not None:
             shutil.rmtree(created)
         raise

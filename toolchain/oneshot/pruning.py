@@ -17,6 +17,7 @@ import onnx_ir as ir
 
 from toolchain.errors import SelectionError
 from toolchain.graph.normalise import Normalised
+from toolchain.graph.quantisable import plan_quantisation
 from toolchain.interface import ModelInterface
 from toolchain.oneshot.allocation import Counts, predicted_error
 from toolchain.oneshot.calibration import RANDOM, Calibration, random_calibration, read_calibration
@@ -213,7 +214,7 @@ def prune(
         resting=() if random else _resting(analysis.fit, interface),
         error=error_of(model, analysis.held_out, analysis.method.threads),
         seconds=seconds,
-        timed_as_int8=seconds is not None and pruning.int8,
+        timed_as_int8=seconds is not None and pruning.int8 and bool(plan_quantisation(model.graph).wanted),
     )
 
 
