@@ -29,6 +29,7 @@ from .oneshot_sweep import Row, Score, Sweep, sweep_rows
 from .real_samples import save_streams
 from .result_file import RESULTS, known_rows, record_rows
 from .runner import describe_machine
+from .samples import CALL_BATCH, CALL_STEPS, word_calls
 
 if TYPE_CHECKING:
     from toolchain.models.text import Corpus
@@ -41,7 +42,6 @@ SPEED = ("speedup", "speedup_low", "speedup_high")
 REAL = ("model", "package", *METHOD, "output_nmse", "same_decision", *SPEED, *RECORD)
 LANGUAGE = ("model", "corpus", *METHOD, "test_perplexity", "times_dense", *SPEED, *RECORD)
 REAL_RATIOS, LANGUAGE_RATIOS = "0.25,0.5,0.75,0.875", "0.1,0.25,0.5,0.75"
-CALL_STEPS, CALL_BATCH = 50, 4  # of a call: 200 words, so that a probe's scores of 10,000 words fit in memory
 PACKAGES = ("onnxruntime", "onnx", "onnx-ir", "numpy")
 SPEED_STEPS = 100
 
@@ -134,7 +134,6 @@ def language(
 def _language_rows(sweep: Sweep, text: Corpus, tokens: int, speed: bool) -> Iterator[Row]:
     """Yield the rows of a sweep that is calibrated on the beginning of the training text."""
     from toolchain.evaluation import onnx_perplexity
-    from toolchain.interface import read_interface
     from toolchain.oneshot.calibration import HELD_OUT
 
     model, test, seed = sweep.model, text.test, sweep.seed
@@ -145,11 +144,9 @@ def _language_rows(sweep: Sweep, text: Corpus, tokens: int, speed: bool) -> Iter
         return {"test_perplexity": found, "times_dense": found / dense}
 
     with tempfile.TemporaryDirectory(prefix="toolchain-") as folder:
-        name = next(model_input.name for model_input in read_interface(model).inputs if model_input.rows is not None)
         calls = round(tokens / (1 - HELD_OUT) / CALL_STEPS / CALL_BATCH)
-        rows = text.train[: calls * CALL_STEPS * CALL_BATCH].reshape(CALL_BATCH, -1).T  # each column reads on
         samples = Path(folder) / "samples.npz"
-        np.savez(samples, **{name: rows.reshape(calls, CALL_STEPS, CALL_BATCH)})
+        np.savez(samples, **word_calls(model, text.train, calls))
         sweep = replace(sweep, calibration=str(samples))
         for row in sweep_rows(sweep, _timed(model, score, seed) if speed else score, Path(folder)):
             yield {"model": model.name, "corpus": text.name, **row, **_record(calls, seed)}

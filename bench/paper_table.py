@@ -69,20 +69,13 @@ def read_texts(members: Sequence[Member], folder: Path | None) -> Texts:
         BenchError: there is none, or another one reads other words.
         DatasetError: the text cannot be loaded.
     """
-    import importlib
-
+    from toolchain.training.corpora import load_data
     from toolchain.training.recipe_files import load_recipe
 
     recipes = [load_recipe(member.recipe) for member in members if member.recipe is not None]
     if not recipes:
         raise BenchError("members: none is the folder of a run; expected one at least, which says what text to read.")
-    section = recipes[0].data
-    text = None if section.text is None else Path(section.text)
-    place = folder or (None if section.folder is None else Path(section.folder))
-    corpus = importlib.import_module("toolchain.models.text").load_corpus(
-        section.corpus, vocabulary_size=section.vocabulary_size, max_tokens=section.max_tokens,
-        seed=recipes[0].run.seed, folder=place, text=text,
-    )  # fmt: skip
+    corpus = load_data(recipes[0], folder=folder)
     for member in members:
         words = (
             [] if member.recipe is None else (member.recipe.parent / "vocabulary.txt").read_text("utf-8").split("\n")

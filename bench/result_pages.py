@@ -38,12 +38,14 @@ def markdown_table(columns: Sequence[Column], rows: Iterable[Row]) -> str:
 
 
 def language_models(results: Path) -> str:
-    """Return a table for each recipe on Penn Treebank."""
+    """Return tables for each recipe on Penn Treebank: one for the rows that share a baseline, so a recording."""
     rows = read_rows(results / "ptb.csv")
     tables = []
     for recipe in dict.fromkeys(row["recipe"] for row in rows):  # a row recorded later stands with its recipe
         of_recipe = [row for row in rows if row["recipe"] == recipe]
-        tables.append(f"`{recipe}`\n\n{markdown_table(_LANGUAGE_MODEL, of_recipe)}")
+        for recording in dict.fromkeys(_recording(row) for row in of_recipe):
+            group = [row for row in of_recipe if _recording(row) == recording]
+            tables.append(f"`{recipe}`, {recording}\n\n{markdown_table(_LANGUAGE_MODEL, group)}")
         tables += [line for line in (_seeds(of_recipe),) if line]
     return "\n\n".join([*tables, _provenance(rows)]) if rows else _not_recorded("paper_table")
 
@@ -181,6 +183,11 @@ def _interval(row: Row, columns: Sequence[str]) -> str:
         return ""
     return times(float(ratio)) if row["run"] == row["baseline"] and row["weights"] == "fp32" else (
         f"{times(float(ratio))} ({times(float(low))[:-1]} to {times(float(high))[:-1]})")  # fmt: skip
+
+
+def _recording(row: Row) -> str:
+    """Return what a row's times are to be read against; those of other recordings are not comparable."""
+    return f"over `{row['baseline']}` on {row['cpu']}" if row["baseline"] else "not timed"
 
 
 def _place(row: Row) -> tuple[int, bool, bool]:

@@ -49,6 +49,7 @@ def read_questions(members: Sequence[Member], folder: Path) -> Any:
         BenchError: it is no run, or a member is no reader.
         DatasetError: the questions cannot be loaded.
     """
+    from toolchain.training.corpora import load_data
     from toolchain.training.recipe_files import load_recipe
 
     if members[0].recipe is None:
@@ -58,8 +59,7 @@ def read_questions(members: Sequence[Member], folder: Path) -> Any:
         )
     if published := [member.name for member in members if member.model is None]:
         raise BenchError(f"{published[0]}: is a published language model; expected readers. Leave it out.")
-    section = load_recipe(members[0].recipe).data
-    return import_module("toolchain.models.squad").load_squad(folder=folder, vocabulary_size=section.vocabulary_size)
+    return load_data(load_recipe(members[0].recipe), folder=folder)
 
 
 def write_questions(corpus: Any, folder: Path) -> dict[str, tuple[Path, int]]:

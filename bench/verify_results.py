@@ -152,16 +152,13 @@ def _perplexities(row: Row, file: Path, data: Path | None) -> dict[str, tuple[fl
         ToolchainError: the recipe or the text is not at hand.
     """
     from toolchain.evaluation import onnx_perplexity
+    from toolchain.training.corpora import load_data
     from toolchain.training.recipe_files import load_recipe
 
     recipe = load_recipe(TEXTS.get(row["recipe"], row["recipe"]))
-    section = recipe.data
-    if section.corpus == "ptb" and data is None:
+    if recipe.data.corpus == "ptb" and data is None:
         raise BenchError(f"{row['recipe']}: Penn Treebank was not named; expected its folder. Pass `--data FOLDER`.")
-    corpus = import_module("toolchain.models.text").load_corpus(
-        section.corpus, vocabulary_size=section.vocabulary_size, max_tokens=section.max_tokens, seed=recipe.run.seed,
-        folder=data,
-    )  # fmt: skip
+    corpus = load_data(recipe, folder=data)
     if not row["corpus"].startswith(corpus.origin):
         raise BenchError(f"{row['recipe']}: the text here is {corpus.origin}; expected {row['corpus']}.")
     value = onnx_perplexity(file, corpus.test, threads=1)
@@ -174,9 +171,12 @@ def _scores(row: Row, file: Path, data: Path | None) -> dict[str, tuple[float, f
     Raises:
         ToolchainError: the questions are not at hand.
     """
+    from toolchain.training.corpora import load_data
+    from toolchain.training.recipe_files import load_recipe
+
     if data is None:
         raise BenchError("squad: SQuAD was not named; expected its folder. Pass `--data FOLDER`.")
-    corpus = import_module("toolchain.models.squad").load_squad(folder=data)
+    corpus = load_data(load_recipe("squad"), folder=data)
     if not row["corpus"].startswith(corpus.origin):
         raise BenchError(f"squad: the questions here are {corpus.origin}; expected {row['corpus']}.")
     found = import_module("toolchain.models.squad_evaluation").onnx_scores(file, corpus, corpus.test, threads=1)

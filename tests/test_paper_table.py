@@ -12,7 +12,7 @@ import onnx
 import pytest
 from click.testing import CliRunner, Result
 from test_cli_train import SMALL
-from toolchain.bench import paper_table
+from toolchain.bench import paper_table, samples
 from toolchain.bench.members import read_member
 from toolchain.bench.paper_table import FIELDS, SHAPES, main
 from toolchain.bench.recipe_changes import recipe_changes
@@ -158,3 +158,22 @@ def test_what_cannot_be_compared_is_refused() -> None:
 
 def test_shapes_are_those_of_the_issue() -> None:
     assert [(shape.steps, shape.batch) for shape in paper_table.SHAPES] == [(30, 10), (35, 1), (1, 1)]
+
+
+def test_samples_are_the_beginning_of_the_text_that_a_run_learnt_from_and_shrink_takes_them() -> None:
+    done = CliRunner().invoke(samples.main, ["runs/dense", "-o", "samples", "--calls=3"])
+    model = Path("runs/dense/model.onnx")
+    assert done.output == f"next: toolchain shrink {model} --ratio 0.5 --calibration samples\n"
+    train = load_corpus("text", text=Path("words.txt")).train
+    (file,) = Path("samples").iterdir()
+    with np.load(file) as arrays:
+        (tokens,) = arrays.values()
+    assert tokens.shape == (3, samples.CALL_STEPS, samples.CALL_BATCH)
+    column = tokens[:, :, 1].ravel()  # reads on from call to call
+    np.testing.assert_array_equal(column, train[len(column) : 2 * len(column)])
+    command = ["shrink", str(model), "--ratio", "0.5", "--calibration", "samples", "-o", "less.onnx"]
+    shrunk = CliRunner().invoke(cli, command, catch_exceptions=False)
+    assert shrunk.exit_code == 0, shrunk.output
+    with pytest.raises(BenchError, match=r"^samples: exists; expected a new folder, so that old samples do not mix in"):
+        CliRunner().invoke(samples.main, ["runs/dense", "-o", "samples"], catch_exceptions=False)
+    assert [*Path("samples").iterdir()] == [file]

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import tiny_squad
 from click.testing import CliRunner
-from toolchain.bench import squad_samples, squad_table, verify_results
+from toolchain.bench import samples, squad_table, verify_results
 from toolchain.bench.result_file import record_rows
 from toolchain.bench.squad_table import FIELDS, KEY, QUANTILES, f1_change, write_questions
 from toolchain.models.squad import load_squad
@@ -80,12 +80,14 @@ def test_a_row_holds_every_column_and_the_scores_are_those_of_the_file() -> None
 
 
 def test_a_reader_that_was_pruned_without_training_joins_by_its_file() -> None:
-    done = CliRunner().invoke(squad_samples.main, ["runs/dense", "--data", "squad", "-o", "samples", "--questions=6"])
+    done = CliRunner().invoke(samples.main, ["runs/dense", "--data", "squad", "-o", "samples", "--calls=6"])
     assert done.exit_code == 0, done.output
     assert done.output == f"next: toolchain shrink {DENSE} --ratio 0.5 --calibration samples\n"
     corpus = load_squad(folder=Path("squad"))
     asked = {tuple(map(int, corpus.feeds([question])["question"][:, 0])) for question in corpus.train}
-    for file in sorted(Path("samples").iterdir()):  # leading axis = calls, then the shapes of the model's inputs
+    files = sorted(Path("samples").iterdir())
+    assert len(files) == 6
+    for file in files:  # leading axis = calls, then the shapes of the model's inputs
         with np.load(file) as arrays:
             assert tuple(arrays["question"][0, :, 0].tolist()) in asked
     command = ["shrink", DENSE, "--ratio", "0.4", "--calibration", "samples", "-o", "less.onnx"]

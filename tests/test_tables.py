@@ -104,7 +104,19 @@ def test_a_row_recorded_later_stands_in_the_table_of_its_recipe(tmp_path: Path) 
     rows = [{"recipe": recipe, "run": run, "method": "dense", "weights": "fp32"} for recipe, run in runs]
     lines = results_page(project(tmp_path), rows)
     shown = [line.split("|")[1].strip() if "|" in line else line for line in lines if line.startswith(("`", "| `"))]
-    assert shown == ["`ptb-small`", "`first`", "`later`", "`ptb-medium`", "`other`"]
+    assert shown == ["`ptb-small`, not timed", "`first`", "`later`", "`ptb-medium`, not timed", "`other`"]
+
+
+def test_rows_over_another_baseline_have_a_table_of_their_own_below_it(tmp_path: Path) -> None:
+    measured = (("dense", "dense", "Here"), ("published", "published", "There"), ("pruned", "dense", "Here"),
+                ("seed-1", "published", "There"), ("untimed", "", "Here"), ("other", "", "There"))  # fmt: skip
+    rows = [{"recipe": "ptb-small", "run": run, "method": "dense", "weights": "fp32", "baseline": baseline, "cpu": cpu}
+            for run, baseline, cpu in measured]  # fmt: skip
+    lines = results_page(project(tmp_path), rows)
+    shown = [line.split("|")[1].strip() if "|" in line else line for line in lines if line.startswith(("`", "| `"))]
+    assert shown == ["`ptb-small`, over `dense` on Here", "`dense`", "`pruned`",
+                     "`ptb-small`, over `published` on There", "`published`", "`seed-1`",
+                     "`ptb-small`, not timed", "`untimed`", "`other`"]  # fmt: skip
 
 
 def test_one_shot_rows_stand_in_one_order_whatever_order_they_were_recorded_in(tmp_path: Path) -> None:

@@ -6,7 +6,6 @@ Imported by the command alone, because it needs the extra `train`.
 from __future__ import annotations
 
 import contextlib
-import importlib
 import json
 import shutil
 import signal
@@ -28,6 +27,7 @@ from toolchain.files import write_text, written_whole
 from toolchain.graph.loading import load_model
 from toolchain.graph.saving import save_embedded
 from toolchain.model_file import read_proto
+from toolchain.training.corpora import load_data
 from toolchain.training.loop import finish, train
 from toolchain.training.processes import decided_by_main, join_processes, leave_processes
 from toolchain.training.reader_start import ReaderStart, start_reader
@@ -61,7 +61,7 @@ def carry_out(recipe: Recipe, *, source: Path | None, resume: Path | None, name:
         torch.set_num_threads(recipe.run.threads)
     processes = join_processes(recipe.run.device)
     console = Console(quiet=not processes.is_main, soft_wrap=True)
-    corpus = _load_corpus(recipe)
+    corpus = load_data(recipe)
     weights = None
     if source is not None:
         recipe, weights = _started(recipe, source, corpus, processes.device, console)
@@ -128,22 +128,6 @@ def _train(run: TrainingRun, corpus: Any, console: Console, output: Path) -> Non
         write_text(run.folder / RESULT, content)
         _copy(result.model, output)
         _conclude(console, result, run.folder, output)
-
-
-def _load_corpus(recipe: Recipe) -> Any:
-    section = recipe.data
-    folder = None if section.folder is None else Path(section.folder)
-    if section.corpus == "squad":
-        squad = importlib.import_module("toolchain.models.squad")
-        return squad.load_squad(folder=folder, vocabulary_size=section.vocabulary_size)
-    return importlib.import_module("toolchain.models.text").load_corpus(
-        section.corpus,
-        vocabulary_size=section.vocabulary_size,
-        max_tokens=section.max_tokens,
-        seed=recipe.run.seed,
-        folder=folder,
-        text=None if section.text is None else Path(section.text),
-    )
 
 
 def _check_vocabulary(folder: Path, corpus: Any) -> None:
