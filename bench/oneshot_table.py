@@ -146,7 +146,9 @@ def _language_rows(sweep: Sweep, text: Corpus, tokens: int, speed: bool) -> Iter
     with tempfile.TemporaryDirectory(prefix="toolchain-") as folder:
         calls = round(tokens / (1 - HELD_OUT) / CALL_STEPS / CALL_BATCH)
         samples = Path(folder) / "samples.npz"
-        np.savez(samples, **word_calls(model, text.train, calls))
+        arrays = word_calls(model, text.train, calls)
+        (calls,) = {len(array) for array in arrays.values()}  # fewer than asked for, of a short text
+        np.savez(samples, **arrays)
         sweep = replace(sweep, calibration=str(samples))
         for row in sweep_rows(sweep, _timed(model, score, seed) if speed else score, Path(folder)):
             yield {"model": model.name, "corpus": text.name, **row, **_record(calls, seed)}

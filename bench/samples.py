@@ -37,7 +37,13 @@ def word_calls(model: Path, text: npt.NDArray[np.int64], calls: int) -> dict[str
 
     Returns:
         An array `[calls, CALL_STEPS, CALL_BATCH]` by the name of that input; each column reads on.
+
+    Raises:
+        BenchError: the text is too short for two calls, one to decide with and one to judge by.
     """
+    if len(text) < 2 * CALL_STEPS * CALL_BATCH:
+        raise BenchError(f"training text: {len(text)} words; expected {2 * CALL_STEPS * CALL_BATCH} at least, which is "
+                         "two calls. Take a run on a longer text.")  # fmt: skip
     name = next(model_input.name for model_input in read_interface(model).inputs if model_input.rows is not None)
     calls = min(calls, len(text) // (CALL_STEPS * CALL_BATCH))
     columns = text[: calls * CALL_STEPS * CALL_BATCH].reshape(CALL_BATCH, -1).T

@@ -177,3 +177,10 @@ def test_samples_are_the_beginning_of_the_text_that_a_run_learnt_from_and_shrink
     with pytest.raises(BenchError, match=r"^samples: exists; expected a new folder, so that old samples do not mix in"):
         CliRunner().invoke(samples.main, ["runs/dense", "-o", "samples"], catch_exceptions=False)
     assert [*Path("samples").iterdir()] == [file]
+
+
+def test_a_text_too_short_for_two_calls_is_refused() -> None:
+    with pytest.raises(BenchError, match=r"^training text: 399 words; expected 400 at least, which is two calls"):
+        samples.word_calls(Path("runs/dense/model.onnx"), np.zeros(399, np.int64), 5)
+    (tokens,) = samples.word_calls(Path("runs/dense/model.onnx"), np.zeros(650, np.int64), 5).values()
+    assert len(tokens) == 3
