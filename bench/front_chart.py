@@ -1,7 +1,8 @@
 """The front of language models: test perplexity against milliseconds, every point from one interleaved run.
 
-A filled mark is the float model, a hollow one its 8-bit copy, joined by a line. A published network stands at its
-authors' perplexity and at the time of its sizes here; the dashed lines are its perplexity, and a twentieth of its time.
+A filled mark is the float model, a hollow one its 8-bit copy, joined by a line; its colour is the pruning method,
+however long the network learned after it. A published network stands at its authors' perplexity and at the time of its
+sizes here; the dashed lines are its perplexity, and a twentieth of its time.
 """
 
 from __future__ import annotations
@@ -36,6 +37,11 @@ def point_of(row: Row) -> Point | None:
     return (float(time), float(perplexity)) if time and perplexity else None
 
 
+def method_of(row: Row) -> str:
+    """Return the pruning method of a row, without the training that followed: `one-shot` of `one-shot, 4 epochs`."""
+    return row["method"].partition(",")[0]
+
+
 def front_picture(rows: Sequence[Row]) -> str:
     """Draw the rows of one run of `bench.paper_table`, its dense network first."""
     runs = {run: {row["weights"]: (row, point) for row in group if (point := point_of(row)) is not None}
@@ -45,7 +51,7 @@ def front_picture(rows: Sequence[Row]) -> str:
     dense_ms, dense_perplexity = next(iter(next(iter(runs.values())).values()))[1]
     x = scale_for([*(ms for ms, _ in places), dense_ms / CLAIM], LEFT, RIGHT, log=True)
     y = scale_for([perplexity for _, perplexity in places], BOTTOM, TOP)
-    methods = list(dict.fromkeys(row["method"] for points in runs.values() for row, _ in points.values()))
+    methods = list(dict.fromkeys(method_of(row) for points in runs.values() for row, _ in points.values()))
     claimed = x(dense_ms / CLAIM)
     parts = [
         element("style", STYLE),
@@ -58,7 +64,7 @@ def front_picture(rows: Sequence[Row]) -> str:
     names = []
     for run, points in runs.items():
         marks = [(x(ms), y(perplexity)) for _, (ms, perplexity) in points.values()]
-        colour = series_class(methods.index(next(iter(points.values()))[0]["method"]))
+        colour = series_class(methods.index(method_of(next(iter(points.values()))[0])))
         if len(marks) > 1:
             (x1, y1), (x2, y2) = marks
             parts.append(element("line", x1=x1, x2=x2, y1=y1, y2=y2, class_=f"joint {colour}"))

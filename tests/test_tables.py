@@ -10,7 +10,7 @@ from xml.etree import ElementTree
 import pytest
 from click.testing import CliRunner
 from toolchain.bench import paper_table, tables, vowels
-from toolchain.bench.front_chart import apart
+from toolchain.bench.front_chart import apart, front_picture
 from toolchain.bench.oneshot_table import LANGUAGE
 from toolchain.bench.result_pages import PLACES, markdown_table
 
@@ -168,6 +168,18 @@ def test_the_picture_of_the_front_shows_every_row_that_has_a_time_and_a_perplexi
     assert tables.outdated(root) == []
     picture.write_text(picture.read_text().replace("90.50", "80.50"))
     assert tables.outdated(root) == [picture]
+
+
+def test_rows_of_one_method_share_a_colour_however_long_they_learned(tmp_path: Path) -> None:
+    point = {"weights": "fp32", "published_perplexity": ""}
+    learned = (("a", "published", "78", "60"), ("b", "one-shot, 1 epoch", "95", "9"), ("c", "one-shot", "99", "8"))
+    rows = [point | {"run": run, "method": method, "test_perplexity": perplexity, "t35b1_p50_ms": ms}
+            for run, method, perplexity, ms in learned]  # fmt: skip
+    drawn = ElementTree.fromstring(front_picture(rows))
+    svg = "{http://www.w3.org/2000/svg}"
+    dots = [(dot.get("class"), dot.find(f"{svg}title") is None) for dot in drawn.iter(f"{svg}circle")]
+    assert dots == [("s0", False), ("s1", False), ("s1", False), ("s0", True), ("s1", True)]
+    assert [text.text for text in drawn.iter(f"{svg}text")][-2:] == ["published", "one-shot"]
 
 
 def test_names_in_a_picture_do_not_cover_one_another() -> None:
