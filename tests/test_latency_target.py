@@ -113,3 +113,17 @@ def test_a_model_without_anything_to_quantize_is_not_said_to_be_timed_as_int8(
     assert done.exit_code == 0, done.output
     assert not json.loads(Path("r.json").read_text())["pruned"]["timed_as_int8"]
     assert "8-bit weights" not in done.output
+
+
+def test_a_model_that_cannot_be_quantized_is_named_not_its_copy_that_was_to_be_timed(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*arguments: object, **options: object) -> None:
+        raise RuntimeError("no such type")
+
+    monkeypatch.setattr("onnxruntime.quantization.quantize_dynamic", fail)
+    done = shrink("model.onnx", "--target-latency", "1ms", "--int8", "--calibration", "samples.npz")
+    assert done.exit_code == 1
+    assert "model.onnx: ONNX Runtime's quantizer does not take it (RuntimeError: no such type)" in done.output
+    assert "toolchain-" not in done.output
+    assert not Path("model.shrunk.onnx").exists()

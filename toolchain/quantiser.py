@@ -75,17 +75,18 @@ def quantised(path: Path, model: ir.Model, plan: QuantisationPlan) -> Iterator[t
         yield smaller, plan
 
 
-def write_int8(path: Path) -> Path:
+def write_int8(path: Path, source: Path) -> Path:
     """Write `NAME.int8.onnx` beside a model, neither run nor measured, to be timed; return its name.
 
-    The model itself is returned where nothing in it can be quantized.
+    The model itself is returned where nothing in it can be quantized. `source` is the file that it was made of, with
+    the same inputs and outputs: errors name that.
     """
-    model = prepare(path, normalise(load_model(path)[0]).model)
+    model = prepare(source, normalise(load_model(path)[0]).model)
     plan = plan_quantisation(model.graph)
     if not plan.wanted:
         return path
     target = int8_name(path)
-    with quantised(path, model, plan) as (smaller, _):
+    with quantised(source, model, plan) as (smaller, _):
         save_model(smaller, target)
     return target
 

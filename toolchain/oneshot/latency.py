@@ -30,12 +30,13 @@ FACTOR = 5.0
 
 
 def timed(
-    normalised: Normalised, analysis: Analysis, call_s: Callable[[Path], float], *, int8: bool
+    normalised: Normalised, source: Path, analysis: Analysis, call_s: Callable[[Path], float], *, int8: bool
 ) -> Callable[[Counts], float]:
     """Return a function that says how long one call takes at given counts.
 
     Args:
         normalised: the model; not changed.
+        source: its file, for messages.
         analysis: of this model.
         call_s: times a model file.
         int8: give it the file that the quantizer makes of the cut model.
@@ -51,7 +52,7 @@ def timed(
         with tempfile.TemporaryDirectory(prefix="toolchain-") as folder:
             path = Path(folder) / "model.onnx"
             save_model(apply_surgery(plan, trial), path)
-            return call_s(write_int8(path) if int8 else path)
+            return call_s(write_int8(path, source) if int8 else path)
 
     return seconds
 

@@ -291,7 +291,7 @@ def _within_latency(
     """Return the counts, their time, and the cost that priced the path to them."""
     progress("timing smaller models")
     call_s = pruning.call_s or Stopwatch(interface, steps=pruning.steps).seconds
-    seconds = timed(normalised, analysis, call_s, int8=pruning.int8)
+    seconds = timed(normalised, interface.path, analysis, call_s, int8=pruning.int8)
     cost = measured_cost(analysis, seconds)
     counts, found = first_within(list(path_of(analysis, cost)), seconds, pruning.target.value)
     if found > pruning.target.value:
