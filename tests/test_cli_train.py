@@ -92,6 +92,13 @@ def test_an_interrupted_run_says_how_to_go_on_and_ends_with_the_same_numbers(fol
     assert (process.returncode, err) == (130, "")
     assert "Go on with: toolchain train --resume runs/parts" in rest
     assert not (folder / "model.onnx").exists()
+    stopped = (folder / "runs/parts/checkpoint.safetensors").read_bytes()
+    early = invoke("--resume", "runs/parts", "--as-is", "-o", "early.onnx")
+    assert early.exit_code == 0, early.output
+    assert re.search(r"runs/parts +stays after update \d+ of \d+: toolchain train --resume runs/parts", early.output)
+    assert early.output.rstrip().endswith("next: toolchain shrink early.onnx")
+    assert not {"model.onnx", "result.json"} & set(os.listdir("runs/parts"))
+    assert (folder / "runs/parts/checkpoint.safetensors").read_bytes() == stopped
     for arguments in (("--resume", "runs/parts", "-o", "parts.onnx"), (*recipe, "--name", "whole", "-o", "whole.onnx")):
         process = start(*arguments)
         assert (process.communicate()[1], process.returncode) == ("", 0)
@@ -129,6 +136,7 @@ def test_two_processes_reach_the_perplexity_of_one(folder):
         ("--data", "gone"),
         ("--resume", "gone"),
         ("--resume", ".", "--seed", "1"),
+        ("--as-is",),
         ("--resume", ".", "pydocs"),
         ("--name", "../x"),
         ("--name", ".."),

@@ -13,8 +13,9 @@ from toolchain.models.language_model import LanguageModel, LanguageModelConfig
 from toolchain.errors import DatasetError, RecipeError, TrainingError
 from toolchain.evaluation import torch_perplexity
 from toolchain.gates import gate, total_l0
+from toolchain.training.averaging import averaged_weights
 from toolchain.training.checkpoint import load_checkpoint
-from toolchain.training.loop import finish, train
+from toolchain.training.loop import end_early, finish, train
 from toolchain.training.methods.cut_record import open_neurons
 from toolchain.training.methods.neuron_selection import reopen_gates
 from toolchain.training.run_folder import CHECKPOINT, GATES, METRICS, new_run_folder
@@ -230,6 +231,38 @@ def test_a_users_own_network_is_gated_folded_and_exported(tmp_path):
     assert result.perplexity == pytest.approx(torch_perplexity(resumed.model, _column(tiny_corpus().test)), rel=1e-5)
     assert 0 < result.share < 0.9
     assert resumed.metrics[-1]["phase"] == "narrow"
+
+
+@pytest.mark.parametrize("method", ["neuron-selection", "magnitude", "iss"])
+def test_a_run_stopped_while_its_method_chooses_gives_the_model_that_it_has(tmp_path, method):
+    run = tiny_run(tmp_path, run__method=method, optim__epochs=20, gates__freeze_at=0.9)
+    train(run, report=Silent(), stop=stop_after(run.schedule.updates * 8 // 10, run))
+    assert run.method.learning
+    stopped = (run.folder / CHECKPOINT).read_bytes()
+    early, report = tiny_run(tmp_path, run__method=method, optim__epochs=20, gates__freeze_at=0.9), Silent()
+    restore_run(early)
+    end_early(early, report=report)
+    result = finish(early, tiny_corpus(), path=tmp_path / "early.onnx", threads=1)
+    assert result.model == tmp_path / "early.onnx"
+    assert f"{result.onnx_perplexity:.4g}" == f"{result.perplexity:.4g}"
+    assert result.perplexity < 0.5 * WORDS
+    assert report.events[0].startswith("frozen: ")
+    assert (run.folder / CHECKPOINT).read_bytes() == stopped
+
+
+def test_a_run_ended_early_gives_its_averaged_weights(tmp_path):
+    run = tiny_run(tmp_path, run__method="dense", averaging__kind="ema")
+    train(run, report=Silent(), stop=stop_after(run.schedule.updates - 1, run))
+    with averaged_weights(run.averaging, run.optimizer):
+        averaged = torch_perplexity(run.model, _column(tiny_corpus().test))
+    assert torch_perplexity(run.model, _column(tiny_corpus().test)) != averaged
+    end_early(run, report=Silent())
+    assert finish(run, tiny_corpus(), path=tmp_path / "early.onnx", threads=1).perplexity == averaged
+
+
+def test_a_run_without_an_epoch_gives_no_model(tmp_path):
+    with pytest.raises(TrainingError, match="no epoch is over yet; expected one before a model is written"):
+        end_early(tiny_run(tmp_path), report=Silent())
 
 
 def _column(tokens):

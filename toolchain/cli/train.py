@@ -42,6 +42,7 @@ KEEP_METHODS = ("neuron-selection", "magnitude", "l1")  # those that gates.keep 
               help="Train a dense network of this pruned one's sizes from scratch (method direct).")  # fmt: skip
 @click.option("--resume", type=click.Path(exists=True, file_okay=False, path_type=Path),
               help="Go on with an interrupted run, as runs/NAME.")  # fmt: skip
+@click.option("--as-is", is_flag=True, help="With --resume: write the model that the run has now, and leave it there.")
 @click.option("--seed", type=click.IntRange(0, 2**32 - 1), help="Of weights, documents, dropout and gates.")
 @click.option("--threads", type=click.IntRange(1), help="CPU threads.")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), help="Where to compute.")
@@ -61,6 +62,7 @@ def train(
     source: Path | None,
     like: Path | None,
     resume: Path | None,
+    as_is: bool,
     seed: int | None,
     threads: int | None,
     device: str | None,
@@ -76,6 +78,8 @@ def train(
         raise click.UsageError("--keep and --l0-weight exclude each other.")
     if name is not None and (Path(name).name != name or name == ".."):
         raise click.UsageError(f"--name {name}: expected the name of one folder, without a path.")
+    if as_is and resume is None:
+        raise click.UsageError("--as-is belongs to --resume RUN.")
     if source is not None:
         _check_start_options(source, resume, settings, output)
     if resume is not None:
@@ -109,7 +113,7 @@ def train(
         from toolchain.training.rebuilding import section_like
 
         resolved = replace(resolved, model=section_like(like, resolved))
-    carry_out(resolved, source=source, resume=resume, name=name, output=output)
+    carry_out(resolved, source=source, resume=resume, as_is=as_is, name=name, output=output)
 
 
 def _overrides(settings: tuple[str, ...], options: Mapping[str, Any]) -> dict[str, Any]:
@@ -152,7 +156,7 @@ def _refuse_others(ctx: click.Context) -> None:
         parameter.name
         for parameter in ctx.command.params
         if ctx.get_parameter_source(str(parameter.name)) is click.core.ParameterSource.COMMANDLINE
-        and parameter.name not in ("resume", "output")
+        and parameter.name not in ("resume", "as_is", "output")
     ]
     if given:
         raise click.UsageError(

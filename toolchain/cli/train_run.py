@@ -10,7 +10,7 @@ import json
 import shutil
 import signal
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from toolchain.graph.loading import load_model
 from toolchain.graph.saving import save_embedded
 from toolchain.model_file import read_proto
 from toolchain.training.corpora import load_data
-from toolchain.training.loop import finish, train
+from toolchain.training.loop import end_early, finish, train
 from toolchain.training.processes import decided_by_main, join_processes, leave_processes
 from toolchain.training.reader_start import ReaderStart, start_reader
 from toolchain.training.rebuilding import Start, StartCheck, check_start, load_teacher, rebuild
@@ -42,13 +42,16 @@ RUNS = Path("runs")
 INTERRUPTED = 130  # what a shell expects of a program that ended by Ctrl-C
 
 
-def carry_out(recipe: Recipe, *, source: Path | None, resume: Path | None, name: str | None, output: Path) -> None:
+def carry_out(
+    recipe: Recipe, *, source: Path | None, resume: Path | None, as_is: bool, name: str | None, output: Path
+) -> None:
     """Train by a recipe.
 
     Args:
         recipe: as resolved.
         source: the model to start from.
         resume: the folder of an interrupted run to go on with.
+        as_is: write the model that the interrupted run has, and leave the run where it is.
         name: of a new run's folder.
         output: the ONNX file to write beside the run's own.
 
@@ -86,7 +89,10 @@ def carry_out(recipe: Recipe, *, source: Path | None, resume: Path | None, name:
         write_text(folder / RECIPE, _described(corpus, source, processes.device) + dump_recipe(recipe))
         write_text(folder / VOCABULARY, "\n".join(corpus.vocabulary) + "\n")
     console.print(_headline(recipe, corpus, run), highlight=False)
-    _train(run, corpus, console, output)
+    if as_is:
+        _write_as_is(run, corpus, console, output)
+    else:
+        _train(run, corpus, console, output)
     leave_processes()
 
 
@@ -127,7 +133,18 @@ def _train(run: TrainingRun, corpus: Any, console: Console, output: Path) -> Non
         content = json.dumps({"schema": 1, **asdict(result), "model": result.model.name}, indent=1)
         write_text(run.folder / RESULT, content)
         _copy(result.model, output)
-        _conclude(console, result, run.folder, output)
+        written = f"written          {output}, and {run.folder}/ with recipe, metrics, checkpoint"
+        _conclude(console, result, output, (written,))
+
+
+def _write_as_is(run: TrainingRun, corpus: Any, console: Console, output: Path) -> None:
+    """Write the model of an unfinished run; its folder stays as it is."""
+    with TrainingDisplay(console) as display:
+        end_early(run, report=display)
+    if run.processes.is_main:
+        result = finish(run, corpus, path=output, threads=run.recipe.run.threads)
+        stays = f"after update {run.update} of {run.schedule.updates}: toolchain train --resume {run.folder}"
+        _conclude(console, result, output, (f"written          {output}", f"{f'{run.folder}':<16} stays {stays}"))
 
 
 def _check_vocabulary(folder: Path, corpus: Any) -> None:
@@ -222,13 +239,13 @@ def _copy(source: Path, target: Path) -> None:
         shutil.copyfile(source, unfinished)
 
 
-def _conclude(console: Console, result: TrainingResult, folder: Path, output: Path) -> None:
+def _conclude(console: Console, result: TrainingResult, output: Path, written: Sequence[str]) -> None:
     lines = (
         "",
         *result_lines(result),
         f"kept             {result.share:.1%} of the recurrent multiply-adds",
         f"training speed   last epoch {result.speed_ratio:.2f}x the first",
-        f"written          {output}, and {folder}/ with recipe, metrics, checkpoint",
+        *written,
         "",
         f"next: toolchain shrink {output}",
     )

@@ -18,6 +18,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -118,12 +119,28 @@ def train(run: TrainingRun, *, report: Reporter, stop: Callable[[], bool] = lamb
     return True
 
 
-def finish(run: TrainingRun, corpus: Any, *, threads: int | None = None) -> TrainingResult:
-    """Write `model.onnx` at the original shapes and measure it on the test data; in the main process only.
+def end_early(run: TrainingRun, *, report: Reporter) -> None:
+    """Make of a run in memory what it would be if its last update were the one it is at; nothing is saved.
+
+    A method that still chooses fixes what stays now.
+
+    Raises:
+        TrainingError: no epoch is over yet.
+    """
+    if not run.metrics:
+        raise TrainingError(f"{run.folder}: no epoch is over yet; expected one before a model is written. Resume it.")
+    if run.method.learning:
+        _freeze(run, report)
+    keep_average(run.averaging, run.optimizer)
+
+
+def finish(run: TrainingRun, corpus: Any, *, path: Path | None = None, threads: int | None = None) -> TrainingResult:
+    """Write the model at the original shapes and measure it on the test data; in the main process only.
 
     Args:
-        run: after `train` returned True.
+        run: after `train` returned True, or `end_early`.
         corpus: what the run was begun with.
+        path: of the model; None is `model.onnx` in the run's folder.
         threads: of ONNX Runtime.
 
     Raises:
@@ -136,7 +153,7 @@ def finish(run: TrainingRun, corpus: Any, *, threads: int | None = None) -> Trai
     return run.task.finish(
         model,
         corpus,
-        run.folder / MODEL,
+        path or run.folder / MODEL,
         share=run.method.share_kept(run.model),
         speed_ratio=speeds[-1] / speeds[0],
         threads=threads,
@@ -186,12 +203,17 @@ def _prune(run: TrainingRun, report: Reporter) -> None:
     if not run.method.learning:
         return
     if run.update >= (run.schedule.freeze_at or 0):
-        run.method.freeze(run.model, run.optimizer, replay=lambda: _replay(run), processes=run.processes)
-        restart_averaging(run.averaging, run.optimizer)
-        _set_mode(run)
-        _report_sizes(run, report, "frozen")
+        _freeze(run, report)
     elif run.update and run.update % run.schedule.compact_every == 0 and run.method.cut(run.model, run.optimizer):
         _report_sizes(run, report, "cut")
+
+
+def _freeze(run: TrainingRun, report: Reporter) -> None:
+    """Fix what stays."""
+    run.method.freeze(run.model, run.optimizer, replay=lambda: _replay(run), processes=run.processes)
+    restart_averaging(run.averaging, run.optimizer)
+    _set_mode(run)
+    _report_sizes(run, report, "frozen")
 
 
 def _report_sizes(run: TrainingRun, report: Reporter, what: str) -> None:
