@@ -129,7 +129,7 @@ def _train(run: TrainingRun, corpus: Any, console: Console, output: Path) -> Non
                       f"Go on with: toolchain train --resume {run.folder}", highlight=False)  # fmt: skip
         sys.exit(INTERRUPTED)
     if run.processes.is_main:
-        result = finish(run, corpus, threads=run.recipe.run.threads)
+        result = _finished(run, corpus, console)
         content = json.dumps({"schema": 1, **asdict(result), "model": result.model.name}, indent=1)
         write_text(run.folder / RESULT, content)
         _copy(result.model, output)
@@ -142,9 +142,15 @@ def _write_as_is(run: TrainingRun, corpus: Any, console: Console, output: Path) 
     with TrainingDisplay(console) as display:
         end_early(run, report=display)
     if run.processes.is_main:
-        result = finish(run, corpus, path=output, threads=run.recipe.run.threads)
+        result = _finished(run, corpus, console, path=output)
         stays = f"after update {run.update} of {run.schedule.updates}: toolchain train --resume {run.folder}"
         _conclude(console, result, output, (f"written          {output}", f"{f'{run.folder}':<16} stays {stays}"))
+
+
+def _finished(run: TrainingRun, corpus: Any, console: Console, *, path: Path | None = None) -> TrainingResult:
+    """Write and measure the model; a wide one takes minutes, which the terminal shows."""
+    with console.status("writing the model, measuring it on the test data"):
+        return finish(run, corpus, path=path, threads=run.recipe.run.threads)
 
 
 def _check_vocabulary(folder: Path, corpus: Any) -> None:
