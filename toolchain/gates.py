@@ -27,28 +27,18 @@ import torch
 from torch import Tensor, nn
 
 from toolchain.errors import TrainingError
-from toolchain.gating.gated_cells import (
-    FoldedGRU,
-    FoldedLSTM,
-    FoldedRNN,
-    GatedGRU,
-    GatedLSTM,
-    GatedModule,
-    GatedRNN,
-    gated_weights,
-    hidden_gate_values,
-    inverse_gates,
-    num_directions_of,
+from toolchain.gating.attachment import (
+    add_gates,
+    check_can_gate,
+    fold_gates,
+    gated_modules,
+    hidden_gates,
+    share_gates,
+    site_gates,
 )
+from toolchain.gating.gated_cells import GatedModule, num_directions_of
 from toolchain.gating.hard_concrete import INITIAL_KEEP, HardConcrete
-from toolchain.gating.neuron_sets import (
-    NUM_GATES,
-    NeuronLink,
-    parameter_name,
-    recurrent_modules,
-    sources_of,
-    tied_sites,
-)
+from toolchain.gating.neuron_sets import NUM_GATES, NeuronLink, parameter_name, recurrent_modules, sources_of
 
 __all__ = [
     "KeptNeurons",
@@ -64,13 +54,6 @@ __all__ = [
 
 IndexArray = npt.NDArray[np.intp]
 Model = TypeVar("Model", bound=nn.Module)
-_GATED: dict[type[nn.RNNBase], type[nn.RNNBase]] = {nn.LSTM: GatedLSTM, nn.GRU: GatedGRU, nn.RNN: GatedRNN}
-_PLAIN: dict[type[nn.RNNBase], type[nn.RNNBase]] = {twin: plain for plain, twin in _GATED.items()}
-_FOLDED: dict[type[nn.RNNBase], type[nn.RNNBase]] = {
-    GatedLSTM: FoldedLSTM,
-    GatedGRU: FoldedGRU,
-    GatedRNN: FoldedRNN,
-}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,11 +101,11 @@ def gate(model: Model, *, initial_keep: float = INITIAL_KEEP) -> Model:
             "Gates act on recurrent neurons only."
         )
     for name, module in modules.items():
-        _check_can_gate(name, module)
+        check_can_gate(name, module)
     sources = sources_of(gated)
     for name, module in modules.items():
-        _add_gates(module, has_input_gate=name not in sources, initial_keep=initial_keep)
-    _share_gates(gated)
+        add_gates(module, has_input_gate=name not in sources, initial_keep=initial_keep)
+    share_gates(gated)
     return gated
 
 
@@ -140,7 +123,7 @@ def expected_l0(model: nn.Module) -> Tensor:
 
     Source: Wen et al. 2019, arXiv 1906.06847, section 3.
     """
-    modules, input_gates = _gated_modules(model), _input_gates(model)
+    modules, input_gates = gated_modules(model), _input_gates(model)
     if not modules:
         raise TrainingError(f"{type(model).__name__}: no gated module inside; expected one. Call gate(model) first.")
     terms = []
@@ -171,7 +154,7 @@ def total_l0(model: nn.Module) -> int:
 
 def kept_l0(model: nn.Module) -> int:
     """Return the number of W and R weights that the fixed gates of evaluation mode keep: multiply-adds per step."""
-    total, modules = 0, _gated_modules(model)
+    total, modules = 0, gated_modules(model)
     for kept in kept_neurons(model):
         module = modules[kept.module]
         num_directions = num_directions_of(module)
@@ -191,7 +174,7 @@ def freeze_gates(model: nn.Module) -> None:
     Raises:
         TrainingError: no gated module inside.
     """
-    if not _gated_modules(model):
+    if not gated_modules(model):
         raise TrainingError(f"{type(model).__name__}: no gated module inside; expected one. Call gate(model) first.")
     for module in model.modules():
         if isinstance(module, HardConcrete):
@@ -209,7 +192,7 @@ def kept_neurons(model: nn.Module) -> tuple[KeptNeurons, ...]:
             input_size=module.input_size,
             hidden_size=module.hidden_size,
         )
-        for name, module in _gated_modules(model).items()
+        for name, module in gated_modules(model).items()
     )
 
 
@@ -223,58 +206,21 @@ def fold(model: Model) -> Model:
     A removed neuron then has an exactly zero column in W and R and an exactly zero scale.
     """
     folded = copy.deepcopy(model)
-    for module in _gated_modules(folded).values():
-        _fold_module(module)
+    for module in gated_modules(folded).values():
+        fold_gates(module)
     return folded
-
-
-def _fold_module(module: GatedModule) -> None:
-    gates = [*hidden_gates(module), *([module.input_gate] if module.input_gate else [])]
-    for gate in gates:
-        gate.eval()
-    with torch.no_grad():
-        z_h = hidden_gate_values(module)
-        weights = gated_weights(module, z_h)
-    for name, weight in zip(module._flat_weights_names, weights, strict=True):
-        if name.startswith("weight_"):  # a new Parameter: another module may share the old one
-            old = getattr(module, name)
-            setattr(module, name, nn.Parameter(weight, requires_grad=old.requires_grad))
-    folded_class = _FOLDED[type(module)]
-    plain = remove_gates(module)
-    if not bool((z_h == 1).all()):
-        plain.__class__ = folded_class
-        plain.register_buffer("output_scale", z_h.to(weights[0].dtype))
-        plain.register_buffer("inverse_scale", inverse_gates(z_h).to(weights[0].dtype))
-    plain.flatten_parameters()
-
-
-def remove_gates(module: nn.RNNBase) -> nn.RNNBase:
-    """Turn a gated module into the plain one that it was, in place and without folding; return it."""
-    del module.input_gate
-    del module.hidden_gates
-    module.__class__ = _PLAIN[type(module)]
-    return module
-
-
-def hidden_gates(module: GatedModule) -> list[HardConcrete]:
-    """Return the neurons' gates, one per (layer, direction)."""
-    return [gate for gate in module.hidden_gates if isinstance(gate, HardConcrete)]
-
-
-def _gated_modules(model: nn.Module) -> dict[str, GatedModule]:
-    return {name: module for name, module in recurrent_modules(model) if isinstance(module, GatedModule)}
 
 
 def _input_gates(model: nn.Module) -> dict[str, list[HardConcrete]]:
     """Return the gates of each gated module's inputs: its own, or those of the modules that feed it, or none."""
-    modules, sources = _gated_modules(model), sources_of(model)
+    modules, sources = gated_modules(model), sources_of(model)
     gates = {}
     for name, module in modules.items():
         if module.input_gate is not None:
             gates[name] = [module.input_gate]
         elif name in sources:
             sites = [parameter_name(source, "hidden") for source in sources[name]]
-            gates[name] = [gate for site in sites for gate in _site_gates(modules, site)]
+            gates[name] = [gate for site in sites for gate in site_gates(modules, site)]
         else:
             raise TrainingError(
                 f"module {name!r}: has no input gate and no neuron link feeds it, nor a source; expected the model "
@@ -287,62 +233,3 @@ def _open_indices(gates: list[HardConcrete]) -> IndexArray:
     with torch.no_grad():
         z = torch.cat([gate.deterministic() for gate in gates])
     return np.flatnonzero(z.cpu().numpy() > 0)
-
-
-def _check_can_gate(name: str, module: nn.RNNBase) -> None:
-    label = f"module {name!r}"
-    if isinstance(module, GatedModule):
-        raise TrainingError(f"{label}: gated already; expected a plain module. Use it as it is, or fold() it first.")
-    if type(module) not in _GATED:
-        raise TrainingError(
-            f"{label}: is a {type(module).__name__}; expected exactly nn.LSTM, nn.GRU or nn.RNN, because a "
-            "subclass may compute something else. Replace it by the class it derives from."
-        )
-    if module.proj_size:
-        raise TrainingError(
-            f"{label}: proj_size is {module.proj_size}; expected 0, because a projection mixes the neurons "
-            "that gates would remove. Use an nn.LSTM without proj_size."
-        )
-
-
-def _add_gates(module: nn.RNNBase, *, has_input_gate: bool, initial_keep: float) -> None:
-    weight = next(module.parameters())
-
-    def new_gate(size: int) -> HardConcrete:
-        gate = HardConcrete(size, initial_keep=initial_keep, device=weight.device, dtype=weight.dtype)
-        return gate.train(module.training)
-
-    cells = module.num_layers * num_directions_of(module)
-    module.__class__ = _GATED[type(module)]
-    module.register_module("input_gate", new_gate(module.input_size) if has_input_gate else None)
-    module.register_module("hidden_gates", nn.ModuleList([new_gate(module.hidden_size) for _ in range(cells)]))
-
-
-def _share_gates(model: nn.Module) -> None:
-    """Give the sites of one neuron set one gate, where a tied tensor makes them one."""
-    modules = _gated_modules(model)
-    for sites in tied_sites(model):
-        gated = {site: gates for site in sites if (gates := _site_gates(modules, site))}
-        if len(gated) <= 1:
-            continue
-        if any(len(gates) > 1 for gates in gated.values()):
-            raise TrainingError(
-                f"{' and '.join(gated)}: share a tensor, and one of them is bidirectional; expected one "
-                "direction. Untie the weights."
-            )
-        shared, *others = gated
-        for site in others:
-            name, _, kind = site.rpartition(".")
-            if kind == "input":
-                modules[name].input_gate = gated[shared][0]
-            else:
-                modules[name].hidden_gates[-1] = gated[shared][0]
-
-
-def _site_gates(modules: dict[str, GatedModule], site: str) -> list[HardConcrete]:
-    """Return the gates of "<module>.input" or "<module>.hidden"; none where another module's gates serve."""
-    name, _, kind = site.rpartition(".")
-    module = modules[name]
-    if kind == "hidden":
-        return hidden_gates(module)[-num_directions_of(module) :]
-    return [] if module.input_gate is None else [module.input_gate]

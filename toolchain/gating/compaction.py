@@ -25,8 +25,8 @@ import torch
 from torch import Tensor, nn
 
 from toolchain.errors import TrainingError
-from toolchain.gates import remove_gates
 from toolchain.gating.activation_statistics import ActivationStatistics
+from toolchain.gating.attachment import remove_gates
 from toolchain.gating.neuron_sets import (
     NeuronLink,
     NeuronSet,
