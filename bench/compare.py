@@ -3,38 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from toolchain.errors import BenchError
 from toolchain.interface import ModelInterface
 
-from .costs import ModelCosts, read_costs
+from .bench_result import BenchResult, costs_of, layers_of, result_of
 from .devices.dispatch import measuring_on, run_unmeasured
 from .devices.naming import Device, resolve_device
-from .measure import Measurement, Progress, job_of
+from .measure import Progress, job_of
 from .plan import ONNX_RUNTIME, BenchPlan, Effort, choose_models, plan_bench, read_interfaces
 from .real_inputs import read_lengths
 from .repetition import measure_until_precise
-from .report import Context, Row, build_rows
-from .roofline import Roofline, find_roofline
+from .report import Context
+from .roofline import find_roofline
 from .runtimes import check_outputs, check_runtimes
-
-CostsByNumber = Mapping[tuple[int, int], ModelCosts]  # (case, member of the plan's models)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BenchResult:
-    """What was measured, emulated or estimated, on what, and what follows from it.
-
-    `layers` holds, for each model, what its layers cost at the longest shape.
-    """
-
-    machine: dict[str, Any]
-    rows: tuple[Row, ...]
-    layers: Mapping[str, ModelCosts] = field(default_factory=dict)
-    rooflines: tuple[Roofline, ...] = ()
 
 
 def plan_comparison(
@@ -102,10 +86,10 @@ def run_comparison(plan: BenchPlan, progress: Progress, *, rooflines: str = "ski
             this Python runs under emulation, or the device cannot be used.
     """
     device = resolve_device(plan.device)
-    costs = _costs(plan)
+    costs = costs_of(plan)
     if not device.is_measured:
         machine, unmeasured = run_unmeasured(plan, device, costs, progress)
-        return BenchResult(machine=machine, rows=tuple(unmeasured), layers=_layers(plan, costs))
+        return BenchResult(machine=machine, rows=tuple(unmeasured), layers=layers_of(plan, costs))
     differences = _compare_outputs(plan)
     peaks = {
         threads: find_roofline(threads, again=rooflines == "measure")
@@ -114,26 +98,7 @@ def run_comparison(plan: BenchPlan, progress: Progress, *, rooflines: str = "ski
     }
     measurement = measure_until_precise(plan, measuring_on(device), progress)
     context = Context(method=device.method, costs=costs, rooflines=peaks, differences=differences)
-    return _result(measurement, context)
-
-
-def result_of(measurement: Measurement) -> BenchResult:
-    """Return what follows from a measurement that was made somewhere else."""
-    return _result(measurement, Context(costs=_costs(measurement.plan)))
-
-
-def _result(measurement: Measurement, context: Context) -> BenchResult:
-    return BenchResult(
-        machine=measurement.machine,
-        rows=tuple(build_rows(measurement, context)),
-        layers=_layers(measurement.plan, context.costs),
-        rooflines=tuple(context.rooflines.values()),
-    )
-
-
-def _layers(plan: BenchPlan, costs: CostsByNumber) -> dict[str, ModelCosts]:
-    longest = len(plan.cases) - 1
-    return {model.name: costs[longest, member] for member, model in enumerate(plan.models)}
+    return result_of(measurement, context)
 
 
 def _check_runtimes(device: Device, runtimes: Sequence[str]) -> None:
@@ -160,17 +125,3 @@ def _compare_outputs(plan: BenchPlan) -> dict[int, float]:
         for number, member in enumerate(members)
         if plan.runtime(number) != ONNX_RUNTIME
     }
-
-
-def _costs(plan: BenchPlan) -> CostsByNumber:
-    """Return what each model costs in each case; shapes alone decide, so equal ones are looked at once."""
-    found: dict[tuple[Any, ...], ModelCosts] = {}
-    costs = {}
-    for number, case in enumerate(plan.cases):
-        for member, model in enumerate(plan.models):
-            shapes = {feed.name: feed.shape for feed in case.feeds[member]}
-            key = (model.path, *sorted(shapes.items()))
-            if key not in found:
-                found[key] = read_costs(model.path, shapes)
-            costs[number, member] = found[key]
-    return costs

@@ -22,7 +22,7 @@ from typing import Any
 from toolchain.errors import BenchError, OutputError
 
 from .. import runner
-from ..compare import BenchResult, result_of
+from ..bench_result import BenchResult, result_of
 from ..measure import read_result
 from ..plan import BenchPlan, Effort, plan_bench, read_interfaces
 from .jobs import PortableJob, portable_job

@@ -14,7 +14,7 @@ from toolchain.cli.measuring import progress_bar, warn_about_cpus
 from toolchain.errors import BenchError
 
 if TYPE_CHECKING:
-    from toolchain.bench.compare import BenchResult
+    from toolchain.bench.bench_result import BenchResult
     from toolchain.bench.devices.naming import Device
     from toolchain.bench.plan import BenchPlan
 

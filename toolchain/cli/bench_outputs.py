@@ -15,7 +15,7 @@ from toolchain.cli.bench_options import FILE, Command, with_options
 from toolchain.files import write_text
 
 if TYPE_CHECKING:
-    from toolchain.bench.compare import BenchResult
+    from toolchain.bench.bench_result import BenchResult
 
 FILES = (
     click.option("--json", type=FILE, help="Write rows, raw samples and machine to this file."),
