@@ -8,19 +8,19 @@ import threading
 import numpy as np
 import pooch
 import pytest
-from toolchain.models import text
+from toolchain.models import benchmark_texts, python_docs, text, words
 
 from toolchain.errors import DatasetError
 
 
 @pytest.fixture(scope="module")
 def documents():
-    return text._pydocs_documents()
+    return python_docs.python_documents()
 
 
 @pytest.fixture
 def read_once(documents, monkeypatch):
-    monkeypatch.setattr(text, "_pydocs_documents", lambda: documents)
+    monkeypatch.setattr(text, "python_documents", lambda: documents)
 
 
 @pytest.fixture
@@ -62,7 +62,7 @@ def test_whole_documents_are_dealt_out():
 
 
 def test_words_numbers_and_marks_are_tokens():
-    assert text.tokenize("It's 2x_faster.\n\n  Née 10") == [
+    assert words.tokenize("It's 2x_faster.\n\n  Née 10") == [
         *("it", "'", "s", "2", "x", "_", "faster", ".", "<eos>"),
         *("née", "10", "<eos>"),
     ]
@@ -109,7 +109,7 @@ def treebank(folder, monkeypatch):
         content = " the <unk> of N \n a <unk> of N \n"
         (folder / name).write_text(content)
         digests[name] = hashlib.sha256(content.encode()).hexdigest()
-    monkeypatch.setattr(text, "_PTB_SHA256", digests)
+    monkeypatch.setattr(benchmark_texts, "PTB_SHA256", digests)
 
 
 def test_a_treebank_line_ends_with_eos_and_unk_is_word_0(tmp_path, monkeypatch):
@@ -160,7 +160,7 @@ def server(tmp_path, monkeypatch):
 
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as running:
         threading.Thread(target=running.serve_forever, daemon=True).start()
-        monkeypatch.setattr(text, "_PTB_URL", f"http://127.0.0.1:{running.server_port}/")
+        monkeypatch.setattr(benchmark_texts, "_PTB_URL", f"http://127.0.0.1:{running.server_port}/")
         monkeypatch.setattr(pooch, "os_cache", lambda name: tmp_path / "cache")
         yield answers
         running.shutdown()
@@ -168,7 +168,7 @@ def server(tmp_path, monkeypatch):
 
 def test_a_download_is_verified_and_kept(server, tmp_path, monkeypatch):
     treebank(tmp_path, monkeypatch)
-    for name in text._PTB_SHA256:
+    for name in benchmark_texts.PTB_SHA256:
         body = (tmp_path / name).read_bytes()
         server[f"/{name}"] = (len(body), body)
     first = text.load_corpus("ptb")
