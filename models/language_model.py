@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from toolchain.gating.even_sizes import evened
-from toolchain.gating.neuron_sets import NeuronLink
+from toolchain.gating.neuron_links import NeuronLink
 
 from .dropout import LockedDropout, drop_recurrent_weights, drop_words
 

@@ -10,7 +10,7 @@ module and on every neuron of each (layer, direction). This differs from the pap
 input gates: the inputs of an inner layer *are* the neurons of the layer below, whose gates already scale
 them. A second gate there could close without anything becoming smaller, since the layer below would still
 need its neuron for itself. For the same reason a module that a model's `neuron_links` or `neuron_sources` feed from
-others has no input gate, and neurons that a tied tensor makes one (see `toolchain.gating.neuron_sets`) share one gate.
+others has no input gate, and neurons that a tied tensor makes one (see `toolchain.gating.neuron_links`) share one gate.
 
 Source: Louizos et al. 2018, arXiv 1712.01312; Wen et al. 2019, arXiv 1906.06847.
 """
@@ -38,7 +38,8 @@ from toolchain.gating.attachment import (
 )
 from toolchain.gating.gated_cells import GatedModule, num_directions_of
 from toolchain.gating.hard_concrete import INITIAL_KEEP, HardConcrete
-from toolchain.gating.neuron_sets import NUM_GATES, NeuronLink, parameter_name, recurrent_modules, sources_of
+from toolchain.gating.neuron_links import NeuronLink, parameter_name, recurrent_modules, sources_of
+from toolchain.gating.neuron_sets import NUM_GATES
 
 __all__ = [
     "KeptNeurons",

@@ -19,7 +19,8 @@ from torch.nn.utils.rnn import PackedSequence
 
 from toolchain.errors import TrainingError
 from toolchain.gating.hard_concrete import HardConcrete
-from toolchain.gating.neuron_sets import neuron_sets, parameter_name, split_site
+from toolchain.gating.neuron_links import parameter_name
+from toolchain.gating.neuron_sets import neuron_sets, split_site
 
 RIDGE = 1e-4  # of the mean variance: small against what is kept, large against what float32 sums lose
 

@@ -26,7 +26,7 @@ from toolchain.gating.gated_cells import (
     num_directions_of,
 )
 from toolchain.gating.hard_concrete import HardConcrete
-from toolchain.gating.neuron_sets import recurrent_modules, tied_sites
+from toolchain.gating.neuron_links import recurrent_modules, tied_sites
 
 _GATED: dict[type[nn.RNNBase], type[nn.RNNBase]] = {nn.LSTM: GatedLSTM, nn.GRU: GatedGRU, nn.RNN: GatedRNN}
 _PLAIN: dict[type[nn.RNNBase], type[nn.RNNBase]] = {twin: plain for plain, twin in _GATED.items()}

@@ -27,15 +27,8 @@ from torch import Tensor, nn
 from toolchain.errors import TrainingError
 from toolchain.gating.activation_statistics import ActivationStatistics
 from toolchain.gating.attachment import remove_gates
-from toolchain.gating.neuron_sets import (
-    NeuronLink,
-    NeuronSet,
-    all_parameters,
-    neuron_sets,
-    recurrent_modules,
-    split_site,
-    writer_tensors,
-)
+from toolchain.gating.neuron_links import NeuronLink, all_parameters, recurrent_modules
+from toolchain.gating.neuron_sets import NeuronSet, neuron_sets, split_site, writer_tensors
 from toolchain.gating.selection import (
     CompactionPlan,
     IndexArray,

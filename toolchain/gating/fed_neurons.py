@@ -12,14 +12,8 @@ from collections.abc import Mapping
 from torch import nn
 
 from toolchain.errors import TrainingError
-from toolchain.gating.neuron_sets import (
-    NUM_GATES,
-    NeuronAxis,
-    NeuronSet,
-    parameter_name,
-    recurrent_modules,
-    sources_of,
-)
+from toolchain.gating.neuron_links import parameter_name, recurrent_modules, sources_of
+from toolchain.gating.neuron_sets import NUM_GATES, NeuronAxis, NeuronSet
 
 
 def fed_neuron_sets(model: nn.Module) -> tuple[NeuronSet, ...]:

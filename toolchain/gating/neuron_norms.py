@@ -24,7 +24,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from toolchain.gating.neuron_sets import NeuronAxis, NeuronSet, all_parameters, neuron_sets, writer_tensors
+from toolchain.gating.neuron_links import all_parameters
+from toolchain.gating.neuron_sets import NeuronAxis, NeuronSet, neuron_sets, writer_tensors
 from toolchain.gating.selection import CompactionPlan, IndexArray, multiply_adds, plan_from_kept
 
 

@@ -24,14 +24,8 @@ from torch import Tensor, nn
 from toolchain.errors import TrainingError
 from toolchain.gating.activation_statistics import ActivationStatistics
 from toolchain.gating.hard_concrete import HardConcrete, log_alpha_of
-from toolchain.gating.neuron_sets import (
-    NUM_GATES,
-    NeuronSet,
-    all_parameters,
-    neuron_sets,
-    parameter_name,
-    recurrent_modules,
-)
+from toolchain.gating.neuron_links import all_parameters, parameter_name, recurrent_modules
+from toolchain.gating.neuron_sets import NUM_GATES, NeuronSet, neuron_sets
 
 IndexArray = npt.NDArray[np.intp]
 

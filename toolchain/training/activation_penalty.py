@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from toolchain.gating.neuron_sets import recurrent_modules
+from toolchain.gating.neuron_links import recurrent_modules
 from toolchain.training.recipe import OptimSection
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from toolchain.gating.neuron_sets import FedModel, LinkedModel
+from toolchain.gating.neuron_links import FedModel, LinkedModel
 from toolchain.training.methods.group_lasso import begin_group_lasso
 from toolchain.training.methods.group_lasso_in_place import begin_group_lasso_in_place
 from toolchain.training.methods.l1 import L1

@@ -12,7 +12,8 @@ from torch import nn
 from toolchain.gates import kept_neurons, total_l0
 from toolchain.gating.compaction import ActivationStatistics, CompactionPlan, compact, expand
 from toolchain.gating.hard_concrete import HardConcrete
-from toolchain.gating.neuron_sets import neuron_sets, recurrent_modules
+from toolchain.gating.neuron_links import recurrent_modules
+from toolchain.gating.neuron_sets import neuron_sets
 from toolchain.gating.selection import IndexArray, compose, plan_from_kept
 
 

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from toolchain.errors import TrainingError
 from toolchain.gating.fed_neurons import fed_multiply_adds, fed_neuron_sets, fed_sizes
+from toolchain.gating.neuron_links import all_parameters
 from toolchain.gating.neuron_norms import neuron_norms, neurons_of, shrink_components
-from toolchain.gating.neuron_sets import all_parameters
 from toolchain.training.checkpoint import Checkpoint, with_prefix
 from toolchain.training.methods.pruning_method import KeepsShapes, Replay
 from toolchain.training.processes import Processes

@@ -17,7 +17,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from toolchain.gating.neuron_sets import parameter_name, recurrent_modules
+from toolchain.gating.neuron_links import parameter_name, recurrent_modules
 from toolchain.training.checkpoint import Checkpoint, with_prefix
 from toolchain.training.methods.pruning_method import KeepsShapes, Replay
 from toolchain.training.processes import Processes

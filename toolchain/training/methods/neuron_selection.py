@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from toolchain.gates import expected_l0, fold, gate, kept_l0, total_l0
 from toolchain.gating.compaction import ActivationStatistics, CompactionPlan, freeze
 from toolchain.gating.hard_concrete import HardConcrete
-from toolchain.gating.neuron_sets import LinkedModel, neuron_sets
+from toolchain.gating.neuron_links import LinkedModel
+from toolchain.gating.neuron_sets import neuron_sets
 from toolchain.gating.selection import (
     IndexArray,
     gate_of,
