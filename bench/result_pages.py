@@ -13,7 +13,7 @@ from statistics import mean
 
 from toolchain.oneshot.criteria import CRITERIA
 
-from .front_chart import front_picture
+from .front_chart import front_picture, point_of
 from .paper_table import SHAPES as PAPER_SHAPES
 from .result_file import read_rows
 from .squad_table import QUANTILES
@@ -57,6 +57,20 @@ def front(results: Path) -> str:
         return _not_recorded("paper_table")
     columns = [column for column in _LANGUAGE_MODEL if column[0] in _FRONT]
     return f"![Test perplexity against time]({FRONT})\n\n{markdown_table(columns, rows)}\n\n{_provenance(rows)}"
+
+
+def headline(results: Path) -> str:
+    """Return the front's first network and, for each kind of weights, the fastest one that is not worse."""
+    rows = read_rows(results / "front.csv")
+    if not rows:
+        return _not_recorded("paper_table")
+    placed = [(row, point) for row in rows if (point := point_of(row)) is not None]
+    dense, (_, perplexity) = placed[0]
+    fastest = {row["weights"]: row for row, point in sorted(placed[1:], key=lambda pair: -pair[1][0])
+               if point[1] <= perplexity}  # fmt: skip
+    columns = [column for column in _LANGUAGE_MODEL if column[0] in _HEADLINE]
+    shown = [dense, *(fastest[weights] for weights in sorted(fastest))]
+    return f"{markdown_table(columns, shown)}\n\n{_provenance(shown)}"
 
 
 def front_svg(results: Path) -> str | None:
@@ -262,11 +276,14 @@ _FRONT = {"run", "method", "weights", "test perplexity", "published", "units", "
 _DEMO = {"run", "weights", "test perplexity", "units", "parameters", "MB",
          *(f"{what} {_shape(shape)}" for what in ("ms", "speedup") for shape in PAPER_SHAPES[1:])}  # fmt: skip
 
+_HEADLINE = _FRONT - {"method"} - {f"{what} {_shape(PAPER_SHAPES[0])}" for what in ("ms", "speedup")}
+
 PICTURES: dict[str, Callable[[Path], str | None]] = {FRONT: front_svg}  # by their place under docs
 
 PLACES: dict[str, Callable[[Path], str]] = {
     "demo": demo,
     "front": front,
+    "headline": headline,
     "ptb": language_models,
     "squad": readers,
     "vowels": vowels,

@@ -170,6 +170,16 @@ def test_the_picture_of_the_front_shows_every_row_that_has_a_time_and_a_perplexi
     assert tables.outdated(root) == [picture]
 
 
+def test_the_headline_is_the_fastest_network_of_each_kind_that_is_not_worse_than_the_first(tmp_path: Path) -> None:
+    first = (("large", "fp32", "", "78.4", "60"), ("large", "int8", "", "", "9"))
+    good = (("good", "fp32", "78.4", "", "3"), ("good", "int8", "78.39", "", "1"), ("slow", "fp32", "70", "", "4"))
+    bad = (("bad", "fp32", "78.41", "", "2"), ("bad", "int8", "79", "", "0.5"), ("untimed", "fp32", "60", "", ""))
+    front_rows(tmp_path, *first, *bad, *good)
+    lines = PLACES["headline"](tmp_path / "bench" / "results").splitlines()
+    assert [line.split(" | ")[:3] for line in lines if line.startswith("| `")] == [
+        ["| `large`", "fp32", ""], ["| `good`", "fp32", "78.40"], ["| `good`", "int8", "78.39"]]  # fmt: skip
+
+
 def test_rows_of_one_method_share_a_colour_however_long_they_learned(tmp_path: Path) -> None:
     point = {"weights": "fp32", "published_perplexity": ""}
     learned = (("a", "published", "78", "60"), ("b", "one-shot, 1 epoch", "95", "9"), ("c", "one-shot", "99", "8"))
