@@ -24,18 +24,20 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
 SMALLEST_BYTES, LARGEST_BYTES = 32 << 10, 256 << 20  # within a first-level cache; beyond the last level of most CPUs
-BUDGET_S = 0.04  # per figure: 28 figures take 1.5 s, and each is the best of about 40 repetitions
+BUDGET_S = 0.04  # per figure: 28 figures take 1.7 s, and each is the best of about 40 repetitions
+REPETITION_S = 0.5e-3  # at the least, and twice that at the most, where a call is shorter
 OPSET, IR_VERSION = 17, 8  # as old as any ONNX Runtime that is measured
 MATRIX = 768  # 1.8 MB per operand: large enough for the best rate, 10 to 40 ms a product on small devices
 
 
 def best_s(call: Callable[[], Any], budget_s: float = BUDGET_S) -> float:
-    """Return the shortest time of one call, seen in repetitions of about a millisecond each."""
+    """Return the shortest time of one call, seen in repetitions of about a millisecond each.
+
+    How many calls make a millisecond is found by doubling: one first call would say too few when it is disturbed, and
+    every call would then be timed with a look at the clock.
+    """
     clock = time.perf_counter
-    start = clock()
-    call()
-    repeat = max(1, min(2000, int(1e-3 / max(clock() - start, 1e-7))))
-    best, end = float("inf"), clock() + budget_s
+    best, repeat, end = float("inf"), 1, clock() + budget_s
     while True:
         start = clock()
         for _ in range(repeat):
@@ -44,24 +46,28 @@ def best_s(call: Callable[[], Any], budget_s: float = BUDGET_S) -> float:
         best = min(best, (now - start) / repeat)
         if now >= end:
             return best
+        if now - start < REPETITION_S:
+            repeat *= 2
 
 
 def bandwidths(largest_bytes: int) -> list[dict[str, float]]:
     """Return bytes per second read and copied, for working sets that double in size."""
     import numpy as np
 
-    tiny = np.ones(2, np.float32)
-    other = np.ones(2, np.float32)
-    empty_dot_s, empty_copy_s = best_s(partial(np.dot, tiny, other)), best_s(partial(np.copyto, tiny, other))
-    points = []
+    tiny, other = np.ones(2, np.float32), np.ones(2, np.float32)
+    empty_dot_s = empty_copy_s = float("inf")
+    timed = []
     size = SMALLEST_BYTES
     while size <= largest_bytes:
         one, two = np.ones(size // 8, np.float32), np.ones(size // 8, np.float32)
-        read_s = best_s(partial(np.dot, one, two)) - empty_dot_s
-        copy_s = best_s(partial(np.copyto, one, two)) - empty_copy_s
-        points.append({"size_bytes": size, "read_bytes_per_s": size / read_s, "copy_bytes_per_s": size / copy_s})
+        # An empty call is timed again beside each size: it is most of what the smallest takes, so a slow moment of it
+        # would make the first-level cache look several times as fast as it is.
+        empty_dot_s = min(empty_dot_s, best_s(partial(np.dot, tiny, other), BUDGET_S / 4))
+        empty_copy_s = min(empty_copy_s, best_s(partial(np.copyto, tiny, other), BUDGET_S / 4))
+        timed.append((size, best_s(partial(np.dot, one, two)), best_s(partial(np.copyto, one, two))))
         size *= 2
-    return points
+    return [{"size_bytes": size, "read_bytes_per_s": size / (read_s - empty_dot_s),
+             "copy_bytes_per_s": size / (copy_s - empty_copy_s)} for size, read_s, copy_s in timed]  # fmt: skip
 
 
 def peak_flops(threads: int) -> float:
