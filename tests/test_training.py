@@ -233,19 +233,29 @@ def test_a_users_own_network_is_gated_folded_and_exported(tmp_path):
     assert resumed.metrics[-1]["phase"] == "narrow"
 
 
-@pytest.mark.parametrize("method", ["neuron-selection", "magnitude", "iss"])
-def test_a_run_stopped_while_its_method_chooses_gives_the_model_that_it_has(tmp_path, method):
-    run = tiny_run(tmp_path, run__method=method, optim__epochs=20, gates__freeze_at=0.9)
+@pytest.mark.parametrize(
+    "method",
+    [
+        {"run__method": "neuron-selection"},
+        {"run__method": "magnitude"},
+        {"run__method": "iss", "iss__weight": 0.01, "optim__optimizer": "sgd", "optim__learning_rate": 2.0},
+    ],
+    ids=lambda changes: changes["run__method"],
+)
+def test_a_run_stopped_while_its_method_chooses_gives_the_smaller_model_that_it_has(tmp_path, method):
+    changes = {"optim__epochs": 20, "gates__freeze_at": 0.9, **method}
+    run = tiny_run(tmp_path, **changes)
     train(run, report=Silent(), stop=stop_after(run.schedule.updates * 8 // 10, run))
     assert run.method.learning
     stopped = (run.folder / CHECKPOINT).read_bytes()
-    early, report = tiny_run(tmp_path, run__method=method, optim__epochs=20, gates__freeze_at=0.9), Silent()
+    early, report = tiny_run(tmp_path, **changes), Silent()
     restore_run(early)
     end_early(early, report=report)
     result = finish(early, tiny_corpus(), path=tmp_path / "early.onnx", threads=1)
     assert result.model == tmp_path / "early.onnx"
     assert f"{result.onnx_perplexity:.4g}" == f"{result.perplexity:.4g}"
     assert result.perplexity < 0.5 * WORDS
+    assert result.share == total_l0(early.model) / total_l0(build_network(early.recipe.model, WORDS)) < 0.9
     assert report.events[0].startswith("frozen: ")
     assert (run.folder / CHECKPOINT).read_bytes() == stopped
 
